@@ -1,0 +1,1 @@
+"""What a run is: frozen, checked settings and the registry of named configs."""

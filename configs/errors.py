@@ -1,0 +1,34 @@
+"""The errors that a user's input can cause; a command prints them as one line and exits with 2."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SafeError(ValueError):
+    """Something in the user's input is wrong; the message says what, and what is allowed."""
+
+
+class ConfigError(SafeError):
+    """A setting is unknown, has the wrong type, or contradicts another one."""
+
+
+class DataError(SafeError):
+    """A manifest, an audio file or a data set cannot be used as it is."""
+
+
+class ModelError(SafeError):
+    """A backbone, an audio encoder or a tensor given to one does not fit."""
+
+
+class CheckpointError(SafeError):
+    """A checkpoint is missing, damaged, or was made by a run that does not match."""
+
+
+class MetricError(SafeError):
+    """A score is undefined for what it was asked to score."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the nearest of `known`, or "" when nothing is near."""
+    near = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

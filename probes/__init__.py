@@ -1,0 +1,1 @@
+"""Measurements on any torch model: one probe per file, each returning records."""

@@ -1,0 +1,1 @@
+"""Records turned into outcomes, verdicts and pages; never touches a model."""
