@@ -1,0 +1,139 @@
+"""The trained adapter on disk: safetensors and JSON, without the backbone.
+
+    adapter_config.json, adapter_model.safetensors   LoRA of the fusion, PEFT's own format
+    safe_adapter.safetensors                         projector and residual gates
+    safe_config.json                                 model configuration, outer gate, backbone
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from configs.errors import CheckpointError
+from configs.schema import ModelConfig
+from safe.models.backbones import Backbone, load_backbone
+from safe.models.safe_model import SAFEModel
+
+FORMAT = 1
+_PEFT_PREFIX = "base_model.model."
+
+
+def save_pretrained(model: SAFEModel, folder: Path) -> None:
+    """Write the adapter of ``model`` into ``folder`` (created when missing)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lora = get_peft_model_state_dict(model.fusion)
+    model.fusion.lora_config.save_pretrained(str(folder))
+    save_file(
+        {_PEFT_PREFIX + k: v.contiguous() for k, v in lora.items()},
+        folder / "adapter_model.safetensors",
+    )
+    save_file(_own_tensors(model), folder / "safe_adapter.safetensors")
+    header = {
+        "format": FORMAT,
+        "model": asdict(model.config),
+        "outer_gate": model.gate_state(),
+        "backbone": {"name": model.name, "identity": model.identity},
+    }
+    (folder / "safe_config.json").write_text(json.dumps(header, indent=2) + "\n")
+
+
+def from_pretrained(folder: Path, backbone: Backbone | None = None) -> SAFEModel:
+    """A model with the adapter that :func:`save_pretrained` wrote.
+
+    Args:
+        folder: the adapter's folder.
+        backbone: an already loaded backbone; loaded by its recorded name when None.
+
+    Raises:
+        CheckpointError: files missing, damaged, of another format, for another backbone, or with
+            tensors that do not fit.
+    """
+    header = read_header(folder)
+    config = ModelConfig.from_dict(header["model"])
+    backbone = backbone or load_backbone(
+        config.backbone, dtype=config.dtype, device_map=config.device_map,
+        quantization=config.quantization,
+    )  # fmt: skip
+    if backbone.identity != header["backbone"]["identity"]:
+        raise CheckpointError(
+            f"the adapter in {folder} was trained on backbone {header['backbone']['name']!r} "
+            f"({header['backbone']['identity']}), not on {backbone.name!r} ({backbone.identity})"
+        )
+    model = SAFEModel(backbone, config)
+    load_adapter(model, folder)
+    return model
+
+
+def load_adapter(model: SAFEModel, folder: Path) -> None:
+    """Put the tensors and the gate of ``folder`` into ``model``; every tensor must fit."""
+    own = _read_tensors(folder / "safe_adapter.safetensors")
+    lora = {
+        name.removeprefix(_PEFT_PREFIX): tensor
+        for name, tensor in _read_tensors(folder / "adapter_model.safetensors").items()
+    }
+    _require_same(folder / "safe_adapter.safetensors", own, _own_tensors(model))
+    expected = get_peft_model_state_dict(model.fusion)
+    _require_same(folder / "adapter_model.safetensors", lora, expected)
+    model.load_state_dict(own, strict=False)
+    set_peft_model_state_dict(model.fusion, lora)
+    model.load_gate_state(read_header(folder)["outer_gate"])
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """``safe_config.json`` of an adapter folder, its format checked."""
+    path = folder / "safe_config.json"
+    try:
+        header: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} holds no adapter: {path.name} is missing; give the folder of a checkpoint "
+            "or of a finished run"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {header.get('format')!r}; this version reads {FORMAT}"
+        )
+    return header
+
+
+def _own_tensors(model: SAFEModel) -> dict[str, Tensor]:
+    """Projector and residual gates by their names in the model."""
+    tensors = {f"projector.{name}": t for name, t in model.projector.state_dict().items()}
+    for index, block in model.fusion.blocks().items():
+        tensors[f"fusion.{index}.residual.residual_scale"] = block.residual.residual_scale.detach()
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if bad:
+        raise CheckpointError(f"{path} holds NaN or Inf in {', '.join(bad[:4])}")
+    return tensors
+
+
+def _require_same(path: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise CheckpointError unless names and shapes agree."""
+    for problem, names in (
+        ("lacks", sorted(expected.keys() - found.keys())),
+        ("has unknown", sorted(found.keys() - expected.keys())),
+    ):
+        if names:
+            raise CheckpointError(f"{path} {problem} {len(names)} tensors: {', '.join(names[:4])}")
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {list(found[name].shape)}, "
+                f"the model needs {list(tensor.shape)}"
+            )

@@ -1,0 +1,197 @@
+"""Gated LoRA cross-attention from the text's hidden states to the audio tokens.
+
+After decoder layer L: ``hidden + gate * clamp(residual_scale, 0, max) * branch``, where the branch
+attends from the hidden states (query) to the audio tokens (key, value) through the decoder layer's
+own self-attention projections, frozen and shared, each with a LoRA. Nothing normalises after the
+projector's scale or after the gate.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from configs.errors import ModelError
+from configs.schema import FusionConfig
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_QUANTIZED = {"Linear8bitLt": "is_loaded_in_8bit", "Linear4bit": "is_loaded_in_4bit"}
+
+
+class AudioAttention(nn.Module):
+    """Softmax attention over the audio tokens; parameter-free, so a probe can read its output."""
+
+    def forward(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention weights [B, heads, T, N], summing to 1 over N.
+
+        Args:
+            query: [B, heads, T, d].
+            key: [B, heads, N, d].
+            mask: [B, N] bool, False for an audio token that must not be attended to, or None.
+        """
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
+        return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+
+
+class GatedResidual(nn.Module):
+    """``hidden + gate * clamp(residual_scale, 0, maximum) * branch``; the only trainable gate.
+
+    Args:
+        initial: start value of ``residual_scale``.
+        maximum: upper end of the clamp; outside [0, maximum] the gate gets no gradient.
+    """
+
+    def __init__(self, initial: float, maximum: float) -> None:
+        super().__init__()
+        self.maximum = float(maximum)
+        self.residual_scale = nn.Parameter(torch.tensor(float(initial)))
+
+    def forward(self, hidden: Tensor, branch: Tensor, gate: float) -> Tensor:
+        """Add the gated branch.
+
+        Args:
+            hidden: [B, T, H] hidden states that leave the decoder layer.
+            branch: [B, T, H] output of the cross-attention.
+            gate: outer gate times warm-up factor, 0 to 1.
+        """
+        strength = gate * self.residual_scale.clamp(0.0, self.maximum)
+        return hidden + (strength * branch).to(hidden.dtype)
+
+    def extra_repr(self) -> str:
+        return f"maximum={self.maximum}"
+
+
+class FusionBlock(nn.Module):
+    """The cross-attention of one decoder layer.
+
+    Args:
+        layer: the decoder layer; its self-attention has q_proj, k_proj, v_proj, o_proj, and its
+            ``input_layernorm`` prepares the query as those projections are used to.
+        config: rank, base, gate.
+
+    Raises:
+        ModelError: the layer has no such projections.
+    """
+
+    def __init__(self, layer: nn.Module, config: FusionConfig) -> None:
+        super().__init__()
+        attention = getattr(layer, "self_attn", None)
+        missing = [f"self_attn.{name}" for name in PROJECTIONS if not hasattr(attention, name)]
+        missing += [] if hasattr(layer, "input_layernorm") else ["input_layernorm"]
+        if missing:
+            raise ModelError(
+                f"decoder layer {type(layer).__name__} has no {', '.join(missing)}; "
+                "fusion supports Llama, Qwen2 and Mistral type decoders"
+            )
+        for name in PROJECTIONS:
+            base = getattr(attention, name)
+            setattr(self, name, base if config.base == "shared" else _random_like(base))
+        self.head_dim = int(attention.head_dim)
+        self.query_norm = layer.input_layernorm
+        self.attention = AudioAttention()
+        self.residual = GatedResidual(config.gate_init, config.gate_max)
+
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the audio tokens, computed once per clip.
+
+        Args:
+            tokens: [B, N, H] audio tokens as the projector made them.
+
+        Returns:
+            key and value, each [B, kv_heads, N, d].
+        """
+        tokens = tokens.to(self.residual.residual_scale.device)
+        if not torch.is_autocast_enabled(tokens.device.type):
+            tokens = tokens.to(self.query_norm.weight.dtype)
+        return self._heads(self.k_proj(tokens)), self._heads(self.v_proj(tokens))
+
+    def forward(
+        self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, gate: float
+    ) -> Tensor:
+        """Hidden states [B, T, H] with the audio added.
+
+        Args:
+            hidden: [B, T, H] hidden states that leave the decoder layer.
+            key: [B, kv_heads, N, d] from :meth:`keys_values`.
+            value: [B, kv_heads, N, d].
+            mask: [B, N] bool or None, tokens in use.
+            gate: outer gate times warm-up factor.
+        """
+        query = self._heads(self.q_proj(self.query_norm(hidden)))
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        weights = self.attention(query, key, mask)
+        heard = (weights @ value).transpose(1, 2).flatten(-2)
+        return self.residual(hidden, self.o_proj(heard), gate)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[B, S, heads*d] to [B, heads, S, d]."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+class FusionStack(nn.ModuleDict):
+    """One :class:`FusionBlock` per fusion layer, keyed by the layer's number as text.
+
+    Trainable: the LoRA factors and each block's ``residual_scale``; all else is frozen.
+
+    Args:
+        layers: decoder layers by index.
+        config: fusion configuration.
+
+    Raises:
+        ModelError: a fusion layer lies beyond the decoder.
+    """
+
+    def __init__(self, layers: Mapping[int, nn.Module], config: FusionConfig) -> None:
+        beyond = [index for index in config.layers if index not in layers]
+        if beyond:
+            raise ModelError(
+                f"fusion layers {beyond} do not exist: the decoder has layers 0 to "
+                f"{max(layers, default=-1)}"
+            )
+        super().__init__({str(i): FusionBlock(layers[i], config) for i in config.layers})
+        self.lora_config = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.alpha,
+            target_modules=list(PROJECTIONS),
+            lora_dropout=0.0,
+            bias="none",
+        )
+        for block in self.values():  # PEFT chooses its quantised LoRA layers by these flags
+            flag = _QUANTIZED.get(type(block.q_proj).__name__)
+            if flag:
+                setattr(self, flag, True)
+        inject_adapter_in_model(self.lora_config, self)
+        self._restore_trainables()
+
+    def blocks(self) -> dict[int, FusionBlock]:
+        """Fusion blocks by decoder layer index, in ascending order."""
+        return {int(key): block for key, block in sorted(self.items(), key=lambda kv: int(kv[0]))}
+
+    def _restore_trainables(self) -> None:
+        """Thaw the gates, which PEFT froze, and keep every trainable in float32."""
+        for name, parameter in self.named_parameters():
+            own = "lora_" in name or name.endswith("residual_scale")
+            parameter.requires_grad_(own)
+            if own and parameter.dtype != torch.float32:
+                parameter.data = parameter.data.float()
+        for block in self.values():
+            device = next(block.q_proj.lora_A.parameters()).device
+            block.residual.to(device)
+
+
+def _random_like(base: nn.Module) -> nn.Linear:
+    """A frozen linear layer of the shape of ``base`` with variance-preserving random weights."""
+    weight = base.weight
+    linear = nn.Linear(
+        base.in_features,
+        base.out_features,
+        bias=False,
+        device=weight.device,
+        dtype=weight.dtype if weight.is_floating_point() else torch.bfloat16,
+    )
+    nn.init.normal_(linear.weight, std=base.in_features**-0.5)
+    return linear.requires_grad_(False)
