@@ -1,0 +1,1 @@
+"""Backbones, audio encoders and the adapter between them."""

@@ -1,0 +1,85 @@
+"""A text-only language model put into the LLaVA class, so that one trainer serves both."""
+
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModel,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from configs.errors import ModelError
+
+_TINY_VISION: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 16,
+    "projection_dim": 16,
+}
+
+
+def unused_token(tokenizer: Any, vocab_size: int) -> int:
+    """Return a token id that ordinary text never contains, to stand for an image.
+
+    An embedding row beyond the tokenizer's vocabulary if the model has one, else the last
+    special token that has no role (bos, eos, pad, unk, or a mark of the chat template), else the
+    last id of the vocabulary.
+    """
+    if len(tokenizer) < vocab_size:
+        return vocab_size - 1
+    with_role = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
+    template = str(tokenizer.chat_template or "")
+    free = [
+        index
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if token.special and str(token) not in with_role and str(token) not in template
+    ]
+    return max(free, default=vocab_size - 1)
+
+
+def llava_from_causal_lm(lm: PreTrainedModel, tokenizer: Any) -> LlavaForConditionalGeneration:
+    """Put a causal language model into the LLaVA class with a tiny random vision tower.
+
+    The decoder and the output head are the given modules themselves: nothing is copied, tied
+    weights stay tied, and text logits are bitwise those of ``lm``. The vision tower and its
+    projector are random (seed 0), untrained, and only there so that the class is complete.
+
+    Args:
+        lm: a Llama, Qwen2, Mistral or similar ``*ForCausalLM`` with ``get_decoder()``.
+        tokenizer: its tokenizer, to find a token that can stand for an image.
+
+    Raises:
+        ModelError: the model has no decoder or no output embeddings.
+    """
+    decoder, head = lm.get_decoder(), lm.get_output_embeddings()
+    if not hasattr(decoder, "layers") or head is None:
+        raise ModelError(
+            f"{type(lm).__name__} has no decoder with .layers and an output head; "
+            "use a decoder-only language model such as Llama, Qwen2, Mistral or SmolLM2"
+        )
+    text_config = lm.config.get_text_config(decoder=True)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**_TINY_VISION),
+        text_config=text_config,
+        image_token_index=unused_token(tokenizer, text_config.vocab_size),
+        image_seq_length=4,
+        tie_word_embeddings=bool(text_config.tie_word_embeddings),
+    )
+    with torch.device("meta"):  # the decoder's weights are never allocated a second time
+        model = LlavaForConditionalGeneration(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.model.vision_tower = AutoModel.from_config(config.vision_config).to(head.weight)
+        model.model.multi_modal_projector = LlavaMultiModalProjector(config).to(head.weight)
+    model.model.language_model = decoder
+    model.lm_head = head
+    if lm.generation_config is not None:
+        model.generation_config = lm.generation_config
+    return model

@@ -1,0 +1,98 @@
+"""From a model's name to the local folder that holds its files."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from configs.errors import ModelError
+
+EMBEDDED = Path(__file__).resolve().parents[1] / "embedded"
+"""The tiny models that come with the package."""
+
+_CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+def looks_like_folder(name: str) -> bool:
+    """Tell a path (existing, absolute, or starting with . or ~) from a name on the hub."""
+    return Path(name).expanduser().is_dir() or name.startswith(("/", ".", "~"))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files in ``folder``: safetensors if there are any, else PyTorch's."""
+    for pattern in _WEIGHTS:
+        if found := sorted(folder.glob(pattern)):
+            return found
+    return []
+
+
+def cached_folder(name: str) -> Path | None:
+    """Return where the hub model ``name`` lies complete on this machine, or None.
+
+    Looks at file names only, without torch and without the network.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    snapshots = Path(HF_HUB_CACHE) / ("models--" + name.replace("/", "--")) / "snapshots"
+    complete = [folder for folder in snapshots.glob("*") if _complete(folder)]
+    return max(complete, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def _complete(folder: Path) -> bool:
+    """Say whether config and every weight shard are there ("-00001-of-00006" counts itself)."""
+    names = [path.name for path in weight_files(folder) if path.exists()]
+    shards = [name for name in names if "-of-" in name]
+    wanted = int(shards[0].rsplit("-of-", 1)[1].split(".")[0]) if shards else 1
+    return (folder / "config.json").exists() and len(shards or names) >= wanted
+
+
+def model_folder(name: str, ways_out: str) -> Path:
+    """Return the local folder of a model given as a folder or a hub name, downloading if needed.
+
+    Args:
+        name: a folder with config.json, or a hub name such as ``llava-hf/llava-1.5-7b-hf``.
+        ways_out: what else the user can do, appended to the error.
+
+    Raises:
+        ModelError: the folder is not a model's, or the name is neither on this machine nor on
+            the hub (or the hub cannot be reached).
+    """
+    if looks_like_folder(name):
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{name}: no such model folder (it needs a config.json); {ways_out}")
+        return folder
+    return cached_folder(name) or _download(name, ways_out)
+
+
+def _download(name: str, ways_out: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*_CONFIGS, _WEIGHTS[0]]))
+        if not weight_files(folder):
+            folder = Path(snapshot_download(name, allow_patterns=[*_CONFIGS, _WEIGHTS[1]]))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{name!r} could not be found on this machine nor on the hub ({reason}); {ways_out}"
+        ) from error
+    if not _complete(folder):
+        raise ModelError(f"{name!r}: the hub has no complete weights under this name; {ways_out}")
+    return folder
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' load reports and bars; what matters in them is checked by us."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

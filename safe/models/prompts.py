@@ -1,0 +1,49 @@
+"""The text that stands before every caption, per model family."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from configs.errors import ModelError
+
+PROMPT_FILE = "safe_prompt.json"
+REQUEST = "Describe the sound in one sentence."
+LLAVA_15 = f"USER: {REQUEST} ASSISTANT:"
+GENERIC = "Describe the sound: "
+SMOLLM2 = f"<|im_start|>user\n{REQUEST}<|im_end|>\n<|im_start|>assistant\n"
+"""SmolLM2's chat template without its default system turn, which says nothing about sounds and
+would make every sequence 24 tokens longer."""
+
+
+def prompt_in(folder: Path) -> str | None:
+    """Return the prompt that a model folder prescribes in ``safe_prompt.json``, or None.
+
+    Raises:
+        ModelError: the file is there but is not {"prompt": "..."}.
+    """
+    path = folder / PROMPT_FILE
+    if not path.is_file():
+        return None
+    try:
+        prompt = json.loads(path.read_text(encoding="utf-8"))["prompt"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f'{path}: expected {{"prompt": "..."}}') from error
+    if not isinstance(prompt, str):
+        raise ModelError(f"{path}: the prompt must be text, not {type(prompt).__name__}")
+    return prompt
+
+
+def family_prompt(model_type: str, text_model_type: str, tokenizer: Any) -> str:
+    """Return the prompt of a model family, ending right before the caption.
+
+    LLaVA-1.5's own conversation form for LLaVA on Llama; the tokenizer's chat template where
+    there is one (without its BOS text, which the tokenizer adds itself); else plain words.
+    """
+    if (model_type, text_model_type) == ("llava", "llama"):
+        return LLAVA_15
+    if tokenizer.chat_template:
+        turn = [{"role": "user", "content": REQUEST}]
+        text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        adds_bos = tokenizer("x").input_ids[:1] == [tokenizer.bos_token_id]
+        return text.removeprefix(tokenizer.bos_token) if adds_bos else text
+    return GENERIC
