@@ -21,7 +21,7 @@ def describe(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(get_args(hint))
     if get_origin(hint) is tuple:
-        return "a list of integers"
+        return "a list of integers such as [8, 16]"
     if len(alternatives(hint)) > 1:
         return " or ".join(describe(member) for member in alternatives(hint))
     return _NAMES.get(hint) or f"a mapping ({hint.__name__})"

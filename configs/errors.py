@@ -32,3 +32,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the nearest of `known`, or "" when nothing is near."""
     near = get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def unknown(kind: str, word: str, known: Iterable[str]) -> str:
+    """Return "unknown KIND 'word'; did you mean 'x'? known: ..." for an error's message."""
+    names = list(known)
+    return f"unknown {kind} {word!r}{did_you_mean(word, names) or ';'} known: {', '.join(names)}"

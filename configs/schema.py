@@ -128,11 +128,11 @@ class ModelConfig(Section):
             not_empty(self.key(name), getattr(self, name))
         for name in ("hidden_size", "num_layers", "audio_dim"):
             at_least(self.key(name), getattr(self, name), 1)
-        beyond = [layer for layer in self.fusion.layers if layer >= self.num_layers]
-        if beyond:
+        last = self.num_layers - 1
+        if self.fusion.layers[-1] > last:
             raise ConfigError(
-                f"model.fusion.layers = {list(self.fusion.layers)}: layer {beyond[0]} does not "
-                f"exist; a backbone of {self.num_layers} layers has 0 to {self.num_layers - 1}"
+                f"model.fusion.layers = {list(self.fusion.layers)}: layer {self.fusion.layers[-1]} "
+                f"does not exist; model.num_layers = {self.num_layers} allows 0 to {last}"
             )
         if self.fusion.lora_rank > self.hidden_size:
             raise ConfigError(

@@ -1,16 +1,14 @@
 """What every config section can do: check its types, become a dict, be read from a dict."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
-from functools import cache
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Self, get_type_hints
 
 from configs.checks import typed
-from configs.errors import ConfigError, did_you_mean
+from configs.errors import ConfigError, unknown
 
 
-@cache
-def field_types(section: type[Any]) -> dict[str, Any]:
+def field_types(section: type["Section"]) -> dict[str, Any]:
     """Return the resolved type of every field of `section`, in order."""
     hints = get_type_hints(section)
     return {field.name: hints[field.name] for field in fields(section)}
@@ -21,6 +19,7 @@ def is_section(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Section)
 
 
+@dataclass(frozen=True)
 class Section:
     """Base of the frozen dataclasses in configs.schema."""
 
@@ -58,9 +57,7 @@ class Section:
         known = field_types(cls)
         for name in values:
             if name not in known:
-                hint = did_you_mean(str(name), known)
-                allowed = ", ".join(known)
-                raise ConfigError(f"unknown key {cls.key(str(name))!r}{hint} known: {allowed}")
+                raise ConfigError(unknown(f"key in {cls.PATH or 'the config'}", str(name), known))
         required = [f.name for f in fields(cls) if _is_required(f)]
         missing = [cls.key(name) for name in required if name not in values]
         if missing:

@@ -1,0 +1,49 @@
+# Two commands from a fresh clone: `make demo` and `make test`. `make help` lists all.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SPEC := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint fix clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.run ## train Phase 1 on the built-in model and clips, with score and verdict
+	@$(BIN)/safe-train phase1
+
+test: lint ## linters, types, import contract and the whole test suite
+	@$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.test ## linters, types and import contract only
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --quiet --check
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports > $(VENV)/lint-imports.txt || { cat $(VENV)/lint-imports.txt; exit 1; }
+
+fix: $(VENV)/.test ## repair what the linter and the formatter can
+	@$(BIN)/ruff check --quiet --fix
+	@$(BIN)/ruff format --quiet
+
+clean: ## remove the environment and the caches, but no run
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
+
+# The stamp files let a second call start at once; a changed requirement installs again.
+$(VENV)/.run: $(SPEC) | $(BIN)/python
+	@echo "installing safe-probe into $(VENV) (some 5.5 GB the first time, mostly torch) ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.test: $(SPEC) | $(BIN)/python
+	@echo "installing safe-probe and its test tools into $(VENV) (some 5.5 GB the first time) ..."
+	@$(PIP) -e '.[test]'
+	@touch $@ $(VENV)/.run
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else \
+		f"safe-probe needs Python 3.11 or 3.12, and $(PYTHON) is {sys.version.split()[0]}; \
+	try: make PYTHON=python3.11 demo")'
+	@$(PYTHON) -m venv $(VENV)
