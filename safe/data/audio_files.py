@@ -1,0 +1,59 @@
+"""Which file holds the sound of a clip."""
+
+import os
+from pathlib import Path
+
+from configs.errors import DataError
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+
+
+class AudioFiles:
+    """The audio files of one split, listed once.
+
+    A file is looked for in {root}/audio/{split} under the names {id}_{start}, Y{id}, {id} and
+    Y{id}_{start}, in this order, each with .wav, .flac, .ogg, .mp3. The folder itself may be a link
+    (to a larger disk, say); a single file that links to somewhere else is not followed, so that
+    an unpacked archive cannot make us read other files of this machine.
+    """
+
+    def __init__(self, root: Path, split: str) -> None:
+        self.root = root
+        self.folder = root / "audio" / split
+        self._allowed = tuple(Path(os.path.realpath(path)) for path in (root, self.folder))
+        self._files: dict[str, bool] = {}  # name -> whether it is a link
+        try:
+            with os.scandir(self.folder) as entries:
+                for entry in entries:
+                    link = entry.is_symlink()
+                    # Only regular files: opening a pipe would wait for ever.
+                    regular = os.path.isfile(entry.path) if link else entry.is_file()
+                    if regular and entry.name.endswith(SUFFIXES):
+                        self._files[entry.name] = link
+        except FileNotFoundError:
+            pass  # manifests without audio are read all the same; every clip is then missing
+        except OSError as error:
+            raise DataError(f"cannot list {self.folder}: {error.strerror}") from None
+
+    def find(self, youtube_id: str, name: str) -> tuple[Path | None, str]:
+        """Return the clip's file and "", or None and the reason: "missing" or "outside"."""
+        for stem in (name, f"Y{youtube_id}", youtube_id, f"Y{name}"):
+            for suffix in SUFFIXES:
+                link = self._files.get(stem + suffix)
+                if link is not None:
+                    return self._inside(self.folder / (stem + suffix), link)
+        return None, "missing"
+
+    def named(self, audio: str) -> tuple[Path | None, str]:
+        """Return the same for a file that the manifest names relative to the root."""
+        path = self.root / audio
+        if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
+            return None, "missing"
+        return self._inside(path, link=True)  # any folder on the way may be one
+
+    def _inside(self, path: Path, link: bool) -> tuple[Path | None, str]:
+        if link:
+            real = Path(os.path.realpath(path))
+            if not any(real.is_relative_to(folder) for folder in self._allowed):
+                return None, "outside"
+        return path, ""

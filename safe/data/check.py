@@ -1,0 +1,170 @@
+"""Looking through a data folder: what is there, and what is wrong with it."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from pathlib import Path
+
+from configs.errors import DataError
+from safe.data.audio import MIN_SECONDS, AudioFacts, inspect
+from safe.data.manifests import SUFFIXES, Clip, Manifest, find_manifest, read_manifest
+from safe.data.overlap import shared_clips
+from safe.data.problems import AudioProblem, Problem
+from safe.data.report import DataReport, SplitReport
+
+Progress = Callable[[int, int], None]
+"""Called with the number of clips that are done and the number of all clips."""
+
+SPLITS = ("train", "val", "test")
+CLIPPED_SHARE = 1e-3
+
+Findings = dict[tuple[str, str], AudioFacts | AudioProblem]
+
+
+def check_root(
+    root: Path | str,
+    *,
+    splits: Sequence[str] | None = None,
+    sample_rate: int | None = None,
+    min_seconds: float = MIN_SECONDS,
+    progress: Progress | None = None,
+) -> DataReport:
+    """Read every manifest and every audio file of a data folder.
+
+    `splits`: which to read; default those of train, val and test that have a manifest.
+    `sample_rate`: rate in Hz that files should have; default no expectation.
+    `min_seconds`: clips shorter than this are unusable.
+
+    Raises DataError when a manifest is missing or has a bad row.
+    """
+    names = list(dict.fromkeys(splits)) if splits else _present_splits(Path(root))
+    manifests = {name: read_manifest(root, name) for name in names}
+    clips = [clip for manifest in manifests.values() for clip in manifest.clips]
+    findings = _inspect(clips, progress)
+    problems: list[Problem] = []
+    reports = {}
+    for name, manifest in manifests.items():
+        found = [*_unusable(manifest.clips, findings, min_seconds)]
+        found += _remarks(manifest.clips, findings, sample_rate)
+        reports[name] = _split_report(manifest, findings, found)
+        problems += found
+    problems += _shared(manifests, findings)
+    return DataReport(str(root), reports, tuple(problems))
+
+
+def usable(
+    clips: Sequence[Clip], *, min_seconds: float = MIN_SECONDS, progress: Progress | None = None
+) -> tuple[list[Clip], list[Problem]]:
+    """Split clips into those that can be used and one row for each of the others."""
+    bad = _unusable(clips, _inspect(clips, progress), min_seconds)
+    names = {(row.split, row.clip) for row in bad}
+    return [clip for clip in clips if (clip.split, clip.id) not in names], bad
+
+
+def _present_splits(root: Path) -> list[str]:
+    names = [name for name in SPLITS if any((root / f"{name}{s}").is_file() for s in SUFFIXES)]
+    if not names:
+        find_manifest(root, SPLITS[0])  # says what it looked for
+        raise DataError(f"no manifest in {root}")
+    return names
+
+
+def _inspect(clips: Sequence[Clip], progress: Progress | None) -> Findings:
+    """Inspect every file; decoding and hashing leave the interpreter lock, so threads help."""
+    findings: Findings = {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = pool.map(_inspect_one, clips)
+        for done, (clip, facts) in enumerate(zip(clips, results, strict=True), 1):
+            findings[clip.split, clip.id] = facts
+            if progress:
+                progress(done, len(clips))
+    return findings
+
+
+def _inspect_one(clip: Clip) -> AudioFacts | AudioProblem:
+    if clip.path is None:
+        return AudioProblem(clip.id, clip.path_problem)
+    try:
+        return inspect(clip.path)
+    except AudioProblem as problem:
+        return problem
+
+
+def _unusable(clips: Sequence[Clip], findings: Findings, min_seconds: float) -> list[Problem]:
+    """Return one row for each clip that cannot be used."""
+    rows = []
+    for clip in clips:
+        facts = findings[clip.split, clip.id]
+        if isinstance(facts, AudioProblem):
+            rows.append(Problem.of(clip, facts.reason, facts.detail))
+        elif facts.nonfinite:
+            rows.append(Problem.of(clip, "nonfinite", f"{facts.nonfinite} NaN or infinite"))
+        elif facts.seconds < min_seconds:
+            detail = f"{facts.seconds:.3f} s, at least {min_seconds:g} s are needed"
+            rows.append(Problem.of(clip, "too_short", detail))
+        elif facts.silent:
+            rows.append(Problem.of(clip, "silent", f"peak {facts.peak:.1e}"))
+    return rows
+
+
+def _remarks(clips: Sequence[Clip], findings: Findings, sample_rate: int | None) -> list[Problem]:
+    """Return rows for what leaves clips usable but should be known."""
+    rows = []
+    first_with_audio: dict[str, Clip] = {}
+    first_with_id: dict[str, Clip] = {}
+    for clip in clips:
+        twin = first_with_id.setdefault(clip.youtube_id, clip)
+        if twin is not clip:
+            rows.append(Problem.of(clip, "duplicate_id", f"also {twin.id}"))
+        for text, count in Counter(clip.captions).items():
+            if count > 1:
+                rows.append(Problem.of(clip, "duplicate_caption", f"{count} times: {text}"))
+        facts = findings[clip.split, clip.id]
+        if isinstance(facts, AudioProblem):
+            continue
+        twin = first_with_audio.setdefault(facts.sha256, clip)
+        if twin is not clip:
+            rows.append(Problem.of(clip, "duplicate_audio", f"same as {twin.id}"))
+        if sample_rate and facts.sample_rate != sample_rate:
+            detail = f"{facts.sample_rate} Hz, expected {sample_rate} Hz"
+            rows.append(Problem.of(clip, "wrong_rate", detail))
+        if facts.clipped_share > CLIPPED_SHARE:
+            detail = f"{facts.clipped_share:.2%} of the samples at full scale"
+            rows.append(Problem.of(clip, "clipped", detail))
+    return rows
+
+
+def _shared(manifests: dict[str, Manifest], findings: Findings) -> list[Problem]:
+    hashes = {
+        key: facts.sha256
+        for key, facts in findings.items()
+        # Two silent clips are alike without being the same recording.
+        if isinstance(facts, AudioFacts) and not facts.silent
+    }
+    rows = []
+    for one, other in combinations(manifests.values(), 2):
+        for pair in shared_clips(one.clips, other.clips, hashes):
+            detail = f"also in {pair.first.split} as {pair.first.id}"
+            rows.append(Problem.of(pair.second, f"shared_{pair.by}", detail))
+    return rows
+
+
+def _split_report(manifest: Manifest, findings: Findings, rows: list[Problem]) -> SplitReport:
+    clips = manifest.clips
+    facts = [findings[clip.split, clip.id] for clip in clips]
+    readable = [one for one in facts if isinstance(one, AudioFacts)]
+    absent = sum(isinstance(one, AudioProblem) and one.reason == "missing" for one in facts)
+    return SplitReport(
+        manifest=manifest.path.name,
+        rows=manifest.rows,
+        clips=len(clips),
+        captions=sum(len(clip.captions) for clip in clips),
+        present=len(clips) - absent,
+        usable=len(clips) - sum(row.unusable for row in rows),
+        reasons=dict(Counter(row.reason for row in rows)),
+        rates=dict(sorted(Counter(one.sample_rate for one in readable).items())),
+        channels=dict(sorted(Counter(one.channels for one in readable).items())),
+        seconds=tuple(sorted(one.seconds for one in readable)),
+    )

@@ -1,0 +1,103 @@
+"""What a check of a data folder found, as plain values."""
+
+from collections import Counter
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from safe.data.problems import Problem
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """The counts of one split."""
+
+    manifest: str
+    """File name of the manifest."""
+    rows: int
+    """Rows of the manifest."""
+    clips: int
+    """Clips after grouping rows with the same youtube_id and start_time."""
+    captions: int
+    """Reference captions of all clips together."""
+    present: int
+    """Clips with an audio file, usable or not."""
+    usable: int
+    """Clips that training and evaluation can use."""
+    reasons: dict[str, int]
+    """Number of problem rows per reason, without what is shared between splits."""
+    rates: dict[int, int]
+    """Number of readable files per sample rate in Hz."""
+    channels: dict[int, int]
+    """Number of readable files per number of channels."""
+    seconds: tuple[float, ...]
+    """Lengths of the readable files in seconds, sorted."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; lengths as least, median, greatest and total."""
+        lengths = self.seconds
+        seconds = {
+            "min": lengths[0],
+            "median": median(lengths),
+            "max": lengths[-1],
+            "total": sum(lengths),
+        }
+        return {
+            "manifest": self.manifest,
+            "rows": self.rows,
+            "clips": self.clips,
+            "captions": self.captions,
+            "present": self.present,
+            "usable": self.usable,
+            "reasons": self.reasons,
+            "sample_rates": {str(rate): count for rate, count in self.rates.items()},
+            "channels": {str(number): count for number, count in self.channels.items()},
+            "seconds": seconds if lengths else None,
+        }
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Everything a check found."""
+
+    root: str
+    """The folder that was checked."""
+    splits: dict[str, SplitReport]
+    """Counts per split."""
+    problems: tuple[Problem, ...]
+    """One row per clip and reason: the unusable, the remarks, then what splits share."""
+
+    @property
+    def shared(self) -> dict[str, int]:
+        """Number of clips that an earlier split also has: by id, and by audio alone."""
+        count = Counter(row.reason for row in self.problems)
+        return {"id": count["shared_id"], "audio": count["shared_audio"]}
+
+    @property
+    def obstacles(self) -> tuple[str, ...]:
+        """What keeps the folder from being used for a training run with an honest score."""
+        lines = [
+            f"{name}: none of its {split.clips} clips can be used"
+            for name, split in self.splits.items()
+            if not split.usable
+        ]
+        if any(self.shared.values()):
+            ids, audio = self.shared["id"], self.shared["audio"]
+            lines.append(f"splits share {ids} clips by recording id and {audio} by identical audio")
+        return tuple(lines)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when the folder can be trained on and scored, 1 when something is in the way."""
+        return 1 if self.obstacles else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values for JSON."""
+        return {
+            "root": self.root,
+            "exit_code": self.exit_code,
+            "obstacles": list(self.obstacles),
+            "splits": {name: split.to_dict() for name, split in self.splits.items()},
+            "shared": self.shared,
+            "problems": [row.to_dict() for row in self.problems],
+        }
