@@ -1,0 +1,62 @@
+"""Writing that survives a power cut: flush to the disk, then appear at once."""
+
+import os
+from pathlib import Path
+
+
+def fsync_path(path: Path) -> None:
+    """Ask the disk to keep a file's bytes, or a folder's list of names.
+
+    Raises:
+        OSError: the disk could not; nothing about the path can be relied on then.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Ask the disk to keep every file and folder below `folder`, and itself, innermost first."""
+    for root, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            fsync_path(Path(root, name))
+        fsync_path(Path(root))
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content` (text as UTF-8); a reader sees the old or the new, never a part.
+
+    Raises:
+        OSError: the disk is full, read-only or gone; the old file is untouched.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temp = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        with temp.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temp, path)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    fsync_path(path.parent)
+
+
+def point_symlink(link: Path, target: str) -> None:
+    """Make `link` a symbolic link to `target`, replacing an older link in one step.
+
+    Raises:
+        OSError: `link` is a real folder, or its folder cannot be written.
+    """
+    temp = link.with_name(f".tmp-{link.name}-{os.getpid()}")
+    temp.unlink(missing_ok=True)
+    try:
+        temp.symlink_to(target)
+        os.replace(temp, link)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    fsync_path(link.parent)

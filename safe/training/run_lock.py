@@ -1,0 +1,65 @@
+"""One live run per folder: run.lock names the owner, and the kernel knows whether it lives."""
+
+import json
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from configs.errors import CheckpointError
+from safe.training.locks import FileLock, process_alive, try_lock
+
+LOCK_NAME = "run.lock"
+
+
+class RunLock:
+    """Holds a run folder until `release`; a dead owner's lock is simply taken over.
+
+    Raises:
+        CheckpointError: a living run owns the folder (pid and host are named).
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK_NAME
+        self._lock: FileLock | None = None
+        try:
+            self._lock = try_lock(self._path)
+            refused = self._lock is None
+        except OSError:
+            if not folder.is_dir() or not os.access(folder, os.W_OK):
+                raise
+            refused = self._named_owner_lives()  # no locks on this file system
+        if refused:
+            pid, host = _read_owner(self._path)
+            raise CheckpointError(f"run folder {folder} is in use by process {pid} on {host}; wait "
+                                  "for it or stop it, or start this run under another name")
+        self._held = True
+        try:
+            self._path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Give the folder up; a second call does nothing."""
+        if self._held:
+            self._held = False
+            with suppress(OSError):  # the folder may be gone; the lock itself is the kernel's
+                self._path.write_text("")  # not removed: two runs could lock an old and a new file
+            if self._lock is not None:
+                self._lock.release()
+
+    def _named_owner_lives(self) -> bool:
+        pid, host = _read_owner(self._path)
+        if not isinstance(pid, int):
+            return False
+        return host != socket.gethostname() or (pid != os.getpid() and process_alive(pid))
+
+
+def _read_owner(path: Path) -> tuple[int | str, str]:
+    try:
+        owner = json.loads(path.read_text())
+        return int(owner["pid"]), str(owner["host"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return "(unknown)", "(unknown)"
