@@ -169,7 +169,6 @@ def _make_room(parent: Path, target: Path, needed_bytes: int | None) -> int:
 
 def _write_and_rename(temp: Path, target: Path, write: Callable[[Path], None],
                       metadata: dict[str, Any]) -> None:
-    temp.mkdir()
     lock = _lock_if_supported(temp)
     try:
         write(temp)
