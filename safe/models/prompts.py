@@ -12,7 +12,7 @@ LLAVA_15 = f"USER: {REQUEST} ASSISTANT:"
 GENERIC = "Describe the sound: "
 SMOLLM2 = f"<|im_start|>user\n{REQUEST}<|im_end|>\n<|im_start|>assistant\n"
 """SmolLM2's chat template without its default system turn, which says nothing about sounds and
-would make every sequence 24 tokens longer."""
+would make every sequence 21 tokens longer."""
 
 
 def prompt_in(folder: Path) -> str | None:

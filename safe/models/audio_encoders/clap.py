@@ -1,0 +1,81 @@
+"""CLAP's audio half as transformers has it, for the embedded encoder and any other."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor
+
+from configs.errors import ModelError
+from safe.models.audio_encoders.base import EMBEDDING_WIDTH, FrozenEncoder
+from safe.models.digest import file_digest
+from safe.models.hub import looks_like_folder, model_folder, quiet_transformers, weight_files
+
+_WAYS_OUT = "give --audio-encoder hf:FOLDER, aisfx (after `safe-train fetch aisfx`) or embedded"
+
+
+class TransformersClap(FrozenEncoder):
+    """``ClapAudioModelWithProjection`` with its feature extractor.
+
+    Clips longer than the extractor's window are cropped to its middle before the extractor sees
+    them, so that its own random crop never happens; shorter ones are filled by the extractor's
+    own rule (``repeatpad`` in all published CLAPs: whole repeats, then zeros). The projected
+    embeddings are then L2-normalised, as CLAP's similarity does.
+
+    Args:
+        name: the name it was asked for.
+        where: folder or hub name of a CLAP (audio half or whole model).
+
+    Raises:
+        ModelError: not found, audio weights missing, or another embedding width than 512.
+    """
+
+    def __init__(self, name: str, where: str) -> None:
+        folder = model_folder(where, _WAYS_OUT)
+        extractor, model = _load(name, folder)
+        seconds = extractor.nb_max_samples / extractor.sampling_rate
+        label = folder.name if looks_like_folder(where) else where
+        weights = f"hf:{label}@{file_digest(weight_files(folder))}"
+        super().__init__(name, weights, extractor.sampling_rate, seconds)
+        self.padding = extractor.padding
+        self._extractor = extractor
+        self.model = model
+        self.freeze()
+
+    def _embed(self, clips: list[Tensor]) -> Tensor:
+        device = self.model.device
+        features = self._extractor(
+            [clip.cpu().numpy().astype(np.float64) for clip in clips],
+            sampling_rate=self.sample_rate,
+            return_tensors="pt",
+        )
+        # A fusion extractor marks a random short clip as long; here no clip is ever too long.
+        longer = torch.zeros(len(clips), 1, dtype=torch.bool, device=device)
+        mel = features["input_features"].to(device=device, dtype=self.model.dtype)
+        embeds: Tensor = self.model(input_features=mel, is_longer=longer).audio_embeds
+        return embeds
+
+
+def _load(name: str, folder: Path) -> tuple[ClapFeatureExtractor, ClapAudioModelWithProjection]:
+    loader: Any = ClapAudioModelWithProjection
+    try:
+        with quiet_transformers():
+            extractor = ClapFeatureExtractor.from_pretrained(folder)
+            model, info = loader.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{name}: not a CLAP that can be loaded ({reason}); {_WAYS_OUT}"
+        ) from error
+    if info["missing_keys"]:
+        some = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ModelError(f"{name}: {folder} lacks audio weights: {some}, ...; {_WAYS_OUT}")
+    if model.config.projection_dim != EMBEDDING_WIDTH:
+        raise ModelError(
+            f"{name}: embeddings of width {model.config.projection_dim}: must be {EMBEDDING_WIDTH}"
+        )
+    return extractor, model

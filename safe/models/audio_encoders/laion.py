@@ -1,0 +1,143 @@
+"""The audio branch of a laion-clap checkpoint, without its text tower."""
+
+import importlib
+import importlib.util
+import json
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from configs.errors import ModelError
+from safe.models.audio_encoders.base import EMBEDDING_WIDTH, FrozenEncoder
+from safe.models.audio_encoders.checkpoint import load_exactly, open_checkpoint, part_of
+from safe.models.digest import file_digest
+
+_SIZES = {768: "HTSAT-tiny", 1024: "HTSAT-base"}
+"""laion-clap's model configuration by the width of the branch (base: the music_speech ones)."""
+_ALIAS = "_laion_clap_module"
+"""Name under which the package's inner folder is imported (see `random_branch`)."""
+_FULL_SCALE = 32767.0
+
+
+class LaionClap(FrozenEncoder):
+    """HTSAT and the audio projection of a published, non-fusion laion-clap checkpoint.
+
+    Clips are treated as ``laion_clap.CLAP_Module`` treats NumPy audio: clipped to [-1, 1],
+    rounded towards zero to 16 bits, and filled to 10 seconds by whole repeats, then zeros. Its
+    random crop of longer clips is replaced by the middle 10 seconds. Embeddings are
+    L2-normalised, as ``get_audio_embedding`` does. 48 kHz; nothing is downloaded.
+
+    Args:
+        name: the name it was asked for.
+        where: path of a ``.pt`` file such as 630k-audioset-best.pt.
+
+    Raises:
+        ModelError: no such file, not a laion-clap checkpoint, a fusion checkpoint, or weights of
+            the audio half missing or left over (they are listed).
+    """
+
+    def __init__(self, name: str, where: str) -> None:
+        path = Path(where).expanduser()
+        state = _audio_state(path)
+        width = _width(path, state)
+        config = audio_config(_SIZES[width])
+        weights = f"laion-clap:{path.name}@{file_digest([path])}"
+        seconds = config.clip_samples / config.sample_rate
+        super().__init__(name, weights, config.sample_rate, seconds)
+        self._clip_samples = config.clip_samples
+        self.audio_branch = random_branch(config)
+        self.audio_projection = nn.Sequential(
+            nn.Linear(width, EMBEDDING_WIDTH),
+            nn.ReLU(),
+            nn.Linear(EMBEDDING_WIDTH, EMBEDDING_WIDTH),
+        )
+        load_exactly(self, state, f"the audio half of {path}")
+        self.freeze()
+
+    def _embed(self, clips: list[Tensor]) -> Tensor:
+        device = next(self.parameters()).device
+        filled = [_fill(_as_16_bit(clip), self._clip_samples) for clip in clips]
+        batch = {"waveform": torch.stack(filled).to(device)}
+        embedded: Tensor = self.audio_projection(
+            self.audio_branch(batch, device=device)["embedding"]
+        )
+        return embedded
+
+
+def _as_16_bit(clip: Tensor) -> Tensor:
+    return (clip.clamp(-1, 1) * _FULL_SCALE).to(torch.int16) / _FULL_SCALE
+
+
+def _fill(clip: Tensor, samples: int) -> Tensor:
+    """Repeat a clip as often as it fits whole into ``samples``, and pad with zeros."""
+    repeated = clip.repeat(samples // clip.numel())
+    return F.pad(repeated, (0, samples - repeated.numel()))
+
+
+def _audio_state(path: Path) -> dict[str, Tensor]:
+    """Return the weights of the audio half, by laion-clap's own names.
+
+    Everything else in the file is ignored by name: the text tower (``text_branch``,
+    ``text_projection``, ``text_transform``), the heads of the training loss
+    (``audio_transform``, ``logit_scale_*``), optimizer state and counters.
+    """
+    content = open_checkpoint(path)
+    state: Any = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise ModelError(f"{path}: a {type(content).__name__}, not a laion-clap checkpoint")
+    if state and all(key.startswith("module.") for key in state):  # saved under DDP
+        state = part_of(state, "module.")
+    audio = ("audio_branch.", "audio_projection.")
+    return {key: value for key, value in state.items() if key.startswith(audio)}
+
+
+def _width(path: Path, state: dict[str, Tensor]) -> int:
+    """Return the width of the audio branch, which tells the architecture."""
+    if any("mel_conv2d" in key or "fusion_model" in key for key in state):
+        raise ModelError(
+            f"{path} is a fusion checkpoint; take the non-fusion one, e.g. 630k-audioset-best.pt"
+        )
+    norm = state.get("audio_branch.norm.weight")
+    width = 0 if norm is None else norm.shape[0]
+    if width not in _SIZES:
+        raise ModelError(
+            f"{path} has no audio branch of {' or '.join(_SIZES.values())} "
+            f"(audio_branch.norm.weight: {'missing' if norm is None else f'width {width}'})"
+        )
+    return width
+
+
+def _package_folder() -> Path:
+    spec = importlib.util.find_spec("laion_clap")
+    if spec is None or spec.origin is None:
+        raise ModelError("laion-clap is not installed: pip install laion-clap")
+    return Path(spec.origin).parent / "clap_module"
+
+
+def audio_config(architecture: str) -> SimpleNamespace:
+    """Return the mel and clip settings that laion-clap ships for an architecture."""
+    path = _package_folder() / "model_configs" / f"{architecture}.json"
+    return SimpleNamespace(**json.loads(path.read_text(encoding="utf-8"))["audio_cfg"])
+
+
+def random_branch(config: SimpleNamespace) -> nn.Module:
+    """Return laion-clap's HTSAT audio branch for an audio configuration, untrained.
+
+    ``import laion_clap`` takes seconds (transformers, webdataset and others), leaves a folder on
+    sys.path that makes names as general as ``training`` importable, and pulls in the text tower.
+    Its inner folder, imported as a package of its own, has none of that.
+    """
+    if _ALIAS not in sys.modules:
+        package = ModuleType(_ALIAS)
+        package.__path__ = [str(_package_folder())]
+        sys.modules[_ALIAS] = package
+    with warnings.catch_warnings():  # from libraries that it imports, and torch.meshgrid
+        warnings.simplefilter("ignore")
+        branch: nn.Module = importlib.import_module(f"{_ALIAS}.htsat").create_htsat_model(config)
+    return branch

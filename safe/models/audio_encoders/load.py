@@ -1,0 +1,40 @@
+"""From the name of an audio encoder to the encoder; each kind is imported when it is asked for."""
+
+from configs.errors import ModelError, did_you_mean
+from safe.models.audio_encoders.base import FrozenEncoder
+from safe.models.hub import EMBEDDED
+
+
+def load_audio_encoder(name: str) -> FrozenEncoder:
+    """Load a frozen audio encoder.
+
+    Args:
+        name: ``embedded`` (comes with the package), ``aisfx`` (after ``safe-train fetch aisfx``),
+            ``laion-clap:CHECKPOINT`` (a non-fusion .pt file of laion-clap), or ``hf:NAME`` (a
+            CLAP of transformers, folder or hub name).
+
+    Raises:
+        ModelError: another name, or the weights are missing or do not fit.
+    """
+    kind, _, where = name.partition(":")
+    if name == "aisfx":
+        from safe.models.audio_encoders.aisfx import AiSFX
+
+        return AiSFX()
+    if name == "embedded":
+        from safe.models.audio_encoders.clap import TransformersClap
+
+        return TransformersClap(name, str(EMBEDDED / "clap"))
+    if kind == "hf" and where:
+        from safe.models.audio_encoders.clap import TransformersClap
+
+        return TransformersClap(name, where)
+    if kind == "laion-clap" and where:
+        from safe.models.audio_encoders.laion import LaionClap
+
+        return LaionClap(name, where)
+    hint = did_you_mean(kind, ("embedded", "aisfx", "laion-clap", "hf"))
+    raise ModelError(
+        f"unknown audio encoder {name!r}{hint}; known: embedded, aisfx, laion-clap:CHECKPOINT, "
+        "hf:FOLDER_OR_HUB_NAME"
+    )
