@@ -20,7 +20,7 @@ def java_available() -> bool:
     """Whether `java -version` really runs; a stub that fails counts as absent. Asked once."""
     try:
         done = subprocess.run(
-            ["java", "-version"],  # noqa: S607 - whichever Java the user's PATH holds
+            ["java", "-version"],
             capture_output=True,
             timeout=60,
             check=False,

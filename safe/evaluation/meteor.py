@@ -34,7 +34,7 @@ def meteor(
     command = [*JAVA, "-jar", "-Xmx2G", path.name, "-", "-", "-stdio", "-l", "en", "-norm"]
     with tempfile.TemporaryFile() as errors:
         try:
-            process = subprocess.Popen(  # noqa: S603 - a fixed command
+            process = subprocess.Popen(
                 command,
                 cwd=path.parent,  # the jar looks for its paraphrase table beside itself
                 stdin=subprocess.PIPE,

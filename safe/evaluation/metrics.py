@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from pycocoevalcap.bleu.bleu import Bleu  # type: ignore[import-untyped]
-from pycocoevalcap.cider.cider import Cider  # type: ignore[import-untyped]
-from pycocoevalcap.cider.cider_scorer import precook  # type: ignore[import-untyped]
-from pycocoevalcap.rouge.rouge import Rouge  # type: ignore[import-untyped]
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.cider.cider_scorer import precook
+from pycocoevalcap.rouge.rouge import Rouge
 
 from configs.errors import MetricError, did_you_mean
 from safe.evaluation.bootstrap import bootstrap_interval

@@ -99,7 +99,7 @@ def _run_ptb(text: str) -> str:
     command = [*JAVA, "-cp", str(path), "edu.stanford.nlp.process.PTBTokenizer"]
     command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
     try:
-        done = subprocess.run(  # noqa: S603 - a fixed command; captions go through a pipe
+        done = subprocess.run(
             command,
             input=text.encode(),
             capture_output=True,
