@@ -35,25 +35,25 @@ class AudioFiles:
         except OSError as error:
             raise DataError(f"cannot list {self.folder}: {error.strerror}") from None
 
-    def find(self, youtube_id: str, name: str) -> tuple[Path | None, str]:
-        """Return the clip's file and "", or None and the reason: "missing" or "outside"."""
+    def find(self, youtube_id: str, name: str) -> tuple[Path | None, bool]:
+        """Return the clip's file, if any, and whether it was left out for being a link outside."""
         for stem in (name, f"Y{youtube_id}", youtube_id, f"Y{name}"):
             for suffix in SUFFIXES:
                 link = self._files.get(stem + suffix)
                 if link is not None:
                     return self._inside(self.folder / (stem + suffix), link)
-        return None, "missing"
+        return None, False
 
-    def named(self, audio: str) -> tuple[Path | None, str]:
+    def named(self, audio: str) -> tuple[Path | None, bool]:
         """Return the same for a file that the manifest names relative to the root."""
         path = self.root / audio
         if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
-            return None, "missing"
+            return None, False
         return self._inside(path, link=True)  # any folder on the way may be one
 
-    def _inside(self, path: Path, link: bool) -> tuple[Path | None, str]:
+    def _inside(self, path: Path, link: bool) -> tuple[Path | None, bool]:
         if link:
             real = Path(os.path.realpath(path))
             if not any(real.is_relative_to(folder) for folder in self._allowed):
-                return None, "outside"
-        return path, ""
+                return None, True
+        return path, False

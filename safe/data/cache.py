@@ -115,7 +115,7 @@ class EmbeddingCache:
     def key(self, clip: Clip) -> str:
         """Return the SHA-256 of the clip's file; raises AudioProblem when there is none."""
         if clip.path is None:
-            raise AudioProblem(clip.id, clip.path_problem)
+            raise AudioProblem.without_file(clip)
         return self._files.get(clip.path)
 
     def _keys(self, clips: Sequence[Clip]) -> list[str]:

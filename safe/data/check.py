@@ -85,7 +85,7 @@ def _inspect(clips: Sequence[Clip], progress: Progress | None) -> Findings:
 
 def _inspect_one(clip: Clip) -> AudioFacts | AudioProblem:
     if clip.path is None:
-        return AudioProblem(clip.id, clip.path_problem)
+        return AudioProblem.without_file(clip)
     try:
         return inspect(clip.path)
     except AudioProblem as problem:

@@ -31,8 +31,8 @@ class Clip:
     """Id of the recording the clip was cut from."""
     start_time: str
     """Start in the recording in seconds ("30"), or "" for a whole file."""
-    path_problem: str = "missing"
-    """Why `path` is None: "missing" or "outside"."""
+    outside: bool = False
+    """Whether there is a file but it was left out, because it links out of the data folder."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def _clip(rows: list[Row], split: str, files: AudioFiles) -> Clip:
             )
     name = f"{first.youtube_id}_{first.start_time}" if first.start_time else first.youtube_id
     if first.audio is not None:
-        path, problem = files.named(first.audio)
+        path, outside = files.named(first.audio)
     else:
-        path, problem = files.find(first.youtube_id, name)
+        path, outside = files.find(first.youtube_id, name)
     captions = tuple(text for row in rows for text in row.captions)
-    return Clip(name, split, path, captions, first.youtube_id, first.start_time, problem)
+    return Clip(name, split, path, captions, first.youtube_id, first.start_time, outside)

@@ -46,6 +46,11 @@ class AudioProblem(DataError):
         self.detail = detail or UNUSABLE[reason]
         super().__init__(f"{self.path}: {reason}: {self.detail}")
 
+    @classmethod
+    def without_file(cls, clip: Clip) -> Self:
+        """Return the problem of a clip whose `path` is None."""
+        return cls(clip.id, "outside" if clip.outside else "missing")
+
 
 @dataclass(frozen=True)
 class Problem:

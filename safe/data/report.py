@@ -35,13 +35,6 @@ class SplitReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; lengths as least, median, greatest and total."""
-        lengths = self.seconds
-        seconds = {
-            "min": lengths[0],
-            "median": median(lengths),
-            "max": lengths[-1],
-            "total": sum(lengths),
-        }
         return {
             "manifest": self.manifest,
             "rows": self.rows,
@@ -52,8 +45,19 @@ class SplitReport:
             "reasons": self.reasons,
             "sample_rates": {str(rate): count for rate, count in self.rates.items()},
             "channels": {str(number): count for number, count in self.channels.items()},
-            "seconds": seconds if lengths else None,
+            "seconds": _summary(self.seconds),
         }
+
+
+def _summary(lengths: tuple[float, ...]) -> dict[str, float] | None:
+    if not lengths:
+        return None
+    return {
+        "min": lengths[0],
+        "median": median(lengths),
+        "max": lengths[-1],
+        "total": sum(lengths),
+    }
 
 
 @dataclass(frozen=True)

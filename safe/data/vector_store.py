@@ -17,10 +17,10 @@ Rows = NDArray[np.float32]
 class VectorStore:
     """Vectors of one width under text keys, each with its clip's length in seconds.
 
-    `vectors.f32` holds row after row; line i of `index.jsonl` belongs to row i and is written
-    only when the row is on disk. A writer that is killed leaves at most rows without a line (which the
-    next writer overwrites) or half a line (which it cuts off). Every row has a checksum over key
-    and values, tested when it is first read; a row that fails is treated as absent.
+    `vectors.f32` holds row after row. Line i of `index.jsonl` belongs to row i and is written only
+    when the row is on disk, so a writer that is killed leaves at most rows without a line, which
+    the next writer overwrites, or half a line, which it cuts off. Every row has a checksum over
+    key and values, tested when it is first read; a row that fails counts as absent.
     """
 
     def __init__(self, folder: Path, dim: int) -> None:
