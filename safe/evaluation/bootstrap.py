@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,11 +23,11 @@ class Difference:
     """Lower end of the interval."""
     high: float
     """Upper end of the interval."""
+    significant: bool = field(init=False)
+    """Whether a is better than b: the whole interval lies above zero."""
 
-    @property
-    def significant(self) -> bool:
-        """Whether a is better than b: the whole interval lies above zero."""
-        return self.low > 0
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "significant", self.low > 0)
 
 
 def bootstrap_interval(

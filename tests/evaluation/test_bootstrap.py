@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from configs.errors import MetricError
 from safe.evaluation import bootstrap as module
-from safe.evaluation.bootstrap import bootstrap_interval, paired_difference
+from safe.evaluation.bootstrap import Difference, bootstrap_interval, paired_difference
 
 VALUES = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=30)
 
@@ -71,6 +72,15 @@ def test_pairing_finds_a_difference_that_the_clips_spread_hides() -> None:
     assert not paired_difference(clips, better).significant
     # The two separate intervals overlap widely.
     assert bootstrap_interval(clips)[1] > bootstrap_interval(better)[0]
+
+
+def test_a_written_difference_says_whether_it_is_significant() -> None:
+    assert asdict(Difference(mean=2.0, low=0.5, high=3.0)) == {
+        "mean": 2.0,
+        "low": 0.5,
+        "high": 3.0,
+        "significant": True,
+    }
 
 
 def test_no_difference_is_not_significant() -> None:
