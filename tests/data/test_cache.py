@@ -412,7 +412,7 @@ def main() -> None:
         clips,
         encoder,
         batch_size=int(batch_size),
-        progress=lambda done, total: print(encoder.encoded, flush=True),
+        progress=lambda *_: print(encoder.encoded, flush=True),
     )
     assert not problems, problems
 

@@ -223,6 +223,16 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     assert load_split(root, "val")[0].path == root / "audio" / "val" / "y.wav"
 
 
+def load_or_refuse(root: Path, naming: str) -> list[Clip]:
+    """Return the clips of the split, or none when it is refused by an error with its file name."""
+    try:
+        return load_split(root, "train")
+    except DataError as error:
+        if naming not in str(error):
+            raise
+        return []
+
+
 cells = st.text(st.sampled_from('ab,"\n\r 0.\ufeff\x00\u2028/-'), max_size=8)
 
 
@@ -237,13 +247,9 @@ def test_any_csv_parses_or_is_a_data_error(
         content = HEADER + text.getvalue()
     data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
     write(tmp_path, data)
-    try:
-        clips = load_split(tmp_path, "train")
-    except DataError as error:
-        assert "train.csv" in str(error)
-    else:
-        assert all(clip.captions and all(text.strip() for text in clip.captions) for clip in clips)
-        assert len({clip.id for clip in clips}) == len(clips)
+    clips = load_or_refuse(tmp_path, naming="train.csv")
+    assert all(clip.captions and all(text.strip() for text in clip.captions) for clip in clips)
+    assert len({clip.id for clip in clips}) == len(clips)
 
 
 json_values = st.recursive(
@@ -271,10 +277,7 @@ def test_any_json_parses_or_is_a_data_error(
         old.unlink()
     content = json.dumps(value) if text is None else text
     write(tmp_path, content.encode("utf-8", "surrogatepass"), f"train.{suffix}")
-    try:
-        load_split(tmp_path, "train")
-    except DataError as error:
-        assert "train.json" in str(error)
+    load_or_refuse(tmp_path, naming="train.json")
 
 
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
