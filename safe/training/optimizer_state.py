@@ -11,7 +11,7 @@ from torch import Tensor
 
 from configs.errors import CheckpointError
 
-_PARTS = ("exp_avg", "exp_avg_sq", "step")
+_PARTS = ("step", "exp_avg", "exp_avg_sq")
 _MACHINE_KEYS = ("foreach", "fused", "capturable", "differentiable")
 """How this machine computes the update: kept as they are here, not taken from the checkpoint."""
 

@@ -124,9 +124,7 @@ def test_a_damaged_one_of_the_same_name_is_set_aside(tmp_path: Path) -> None:
 
 
 def test_set_aside_numbers_what_is_taken(tmp_path: Path) -> None:
-    names = []
-    for _ in range(3):
-        names.append(set_aside(save(tmp_path, 5), "superseded").name)
+    names = [set_aside(save(tmp_path, 5), "superseded").name for _ in range(3)]
     assert names == [f"step-00000005.superseded{end}" for end in ("", "-2", "-3")]
     assert checkpoints(tmp_path) == []
 
@@ -434,7 +432,7 @@ BACK_TO_BACK = textwrap.dedent("""
 
 
 def kill_during_saves(parent: Path, root: Path, delay: float) -> int:
-    """Start the saver, kill -9 it after its first save plus `delay`, return the last step it told."""
+    """Start the saver, kill -9 it `delay` after its first save, return the last step it told."""
     with subprocess.Popen([sys.executable, "-c", BACK_TO_BACK, str(parent)], text=True,
                           env={**os.environ, "PYTHONPATH": str(root)},
                           stdout=subprocess.PIPE) as process:
