@@ -61,8 +61,11 @@ class Backbone:
     def __post_init__(self) -> None:
         self.model.requires_grad_(requires_grad=False)
         self.model.eval()
-        if self.tokenizer is not None and self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+        if self.tokenizer is not None:
+            if self.tokenizer.pad_token_id is None:
+                self.tokenizer.pad_token = self.tokenizer.eos_token
+            # Left unset, generate() warns on every call.
+            self.model.generation_config.pad_token_id = self.tokenizer.pad_token_id
         if not isinstance(getattr(self.model.get_decoder(), "layers", None), nn.ModuleList):
             raise ModelError(
                 f"{self.name}: {type(self.model).__name__}.get_decoder() has no list of .layers; "

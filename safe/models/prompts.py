@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from configs.errors import ModelError
 
 PROMPT_FILE = "safe_prompt.json"
@@ -37,13 +39,27 @@ def family_prompt(model_type: str, text_model_type: str, tokenizer: Any) -> str:
     """Return the prompt of a model family, ending right before the caption.
 
     LLaVA-1.5's own conversation form for LLaVA on Llama; the tokenizer's chat template where
-    there is one (without its BOS text, which the tokenizer adds itself); else plain words.
+    there is one (without a BOS text that the tokenizer adds itself); else plain words.
     """
     if (model_type, text_model_type) == ("llava", "llama"):
         return LLAVA_15
-    if tokenizer.chat_template:
-        turn = [{"role": "user", "content": REQUEST}]
-        text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
-        adds_bos = tokenizer("x").input_ids[:1] == [tokenizer.bos_token_id]
-        return text.removeprefix(tokenizer.bos_token) if adds_bos else text
-    return GENERIC
+    return _from_template(tokenizer) or GENERIC
+
+
+def _from_template(tokenizer: Any) -> str | None:
+    """Return the request as the tokenizer's chat template words it, or None without a usable one.
+
+    Templates of vision models expect a list of parts where those of text models expect text.
+    """
+    if not tokenizer.chat_template:
+        return None
+    for content in (REQUEST, [{"type": "text", "text": REQUEST}]):
+        turn = [{"role": "user", "content": content}]
+        try:
+            text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, TypeError):
+            continue
+        if REQUEST in text and "{" not in text:
+            adds_bos = tokenizer("x").input_ids[:1] == [tokenizer.bos_token_id]
+            return str(text.removeprefix(tokenizer.bos_token) if adds_bos else text)
+    return None

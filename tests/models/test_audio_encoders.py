@@ -33,9 +33,9 @@ from safe.models.hub import EMBEDDED
 needs_aisfx = pytest.mark.skipif(
     not is_fetched("aisfx"), reason="needs aiSFX: safe-train fetch aisfx"
 )
-BATCH_TOLERANCE = 1e-5
-"""Batched and single convolutions may round differently: worst case measured 4e-7 in a component
-of a unit vector; another clip's embedding differs by more than 1e-3."""
+BATCH_TOLERANCE = 1e-6
+"""Batched and single kernels may round differently: worst case measured 4.5e-8 in a component of
+a unit vector, over four encoders and five seeds. Another clip's embedding differs by 5e-3."""
 
 
 def noise(batch: int, samples: int, seed: int = 0) -> Tensor:
@@ -101,8 +101,9 @@ def laion_file(laion_state: dict[str, Tensor], tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
-def encoders(clap_folder: Path) -> dict[str, FrozenEncoder]:
-    found = {"hf": load_audio_encoder(f"hf:{clap_folder}")}
+def encoders(clap_folder: Path, laion_file: Path) -> dict[str, FrozenEncoder]:
+    names = (f"hf:{clap_folder}", f"laion-clap:{laion_file}")
+    found = {name.partition(":")[0]: load_audio_encoder(name) for name in names}
     if (EMBEDDED / "clap" / "model.safetensors").is_file():
         found["embedded"] = load_audio_encoder("embedded")
     if is_fetched("aisfx"):
@@ -110,7 +111,7 @@ def encoders(clap_folder: Path) -> dict[str, FrozenEncoder]:
     return found
 
 
-@pytest.fixture(params=["hf", "embedded", "aisfx"])
+@pytest.fixture(params=["hf", "laion-clap", "embedded", "aisfx"])
 def encoder(request: pytest.FixtureRequest, encoders: dict[str, FrozenEncoder]) -> FrozenEncoder:
     if request.param not in encoders:
         pytest.skip(f"the weights of {request.param} are not on this machine")
@@ -124,6 +125,7 @@ def test_promises(encoder: FrozenEncoder) -> None:
     assert encoder.crop_rule == "center"
     assert encoder.identity.endswith("+center")
     clips = noise(3, encoder.sample_rate)
+    clips[1] = torch.sin(torch.arange(encoder.sample_rate) * 0.05)
     embeddings = encoder.encode(clips)
     assert embeddings.shape == (3, 512)
     assert embeddings.dtype == torch.float32
@@ -156,7 +158,7 @@ def test_long_clips_are_cropped_to_their_middle(encoder: FrozenEncoder) -> None:
     longest = int(encoder.max_seconds * encoder.sample_rate)
     clip = noise(1, longest + 1001)
     middle = clip[:, 500 : 500 + longest]
-    np.random.seed(1)  # noqa: NPY002 - the extractor's own random crop would use this state
+    np.random.seed(1)  # the extractor's own random crop would start from here
     assert torch.equal(encoder.encode(clip), encoder.encode(middle))
 
 
@@ -212,8 +214,7 @@ def test_clap_is_transformers_own(clap_folder: Path, encoders: dict[str, FrozenE
     inputs = clap_extractor()([*clips.numpy()], sampling_rate=8000, return_tensors="pt")
     with torch.no_grad():
         expected = F.normalize(model(**inputs).audio_embeds, dim=-1)
-    # The extractor computes float64 spectrograms of float32 input: worst case measured 1e-7.
-    torch.testing.assert_close(encoders["hf"].encode(clips), expected, rtol=0, atol=1e-6)
+    assert torch.equal(encoders["hf"].encode(clips), expected)
 
 
 def test_clap_identity_follows_the_weights(clap_folder: Path, tmp_path: Path) -> None:
@@ -354,8 +355,9 @@ def reference_mel(clip: np.ndarray) -> np.ndarray:
 def test_log_mel_against_numpy(samples: int, gain: float, seed: int) -> None:
     clip = noise(1, samples, seed)[0] * gain * 10
     found = mel_module.log_mel(clip, mel_module.mel_bank())
-    # float32 FFT against float64: worst case measured 2e-4 where a band is nearly silent.
-    np.testing.assert_allclose(found.numpy(), reference_mel(clip.numpy()), rtol=0, atol=1e-3)
+    # float32 against float64: worst case measured 3.2e-6; Essentia's own float32 differed from
+    # ours by at most 4.7e-5 on six real clips. A periodic Hann window is off by 2e-3.
+    np.testing.assert_allclose(found.numpy(), reference_mel(clip.numpy()), rtol=0, atol=3e-5)
 
 
 def test_log_mel_has_the_packages_frames() -> None:
@@ -377,7 +379,8 @@ def test_aisfx_windows_and_mean(encoders: dict[str, FrozenEncoder]) -> None:
     with torch.no_grad():
         parts = encoder.net(torch.from_numpy(windows).float())
     expected = F.normalize(parts.mean(dim=0), dim=0)
-    torch.testing.assert_close(encoder.encode(clip)[0], expected, rtol=0, atol=1e-5)
+    # worst case measured 3e-8
+    torch.testing.assert_close(encoder.encode(clip)[0], expected, rtol=0, atol=1e-6)
 
 
 @needs_aisfx

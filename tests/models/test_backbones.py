@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertModel,
@@ -40,6 +40,7 @@ from safe.models.backbones import (
 )
 from safe.models.causal_lm import unused_token
 from safe.models.digest import file_digest
+from safe.models.hub import EMBEDDED
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "a", "dog", "barks", "Describe", "the", "sound", ":"]
 SIZES = {
@@ -170,7 +171,25 @@ def test_chat_template_gives_the_prompt() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}>"
     assert prompts.family_prompt("llama", "llama", tokenizer) == f"<s>{prompts.REQUEST}>"
-    tokenizer.chat_template = None
+    parts = "{{ messages[0]['content'][0]['text'] }}!"
+    tokenizer.chat_template = parts
+    assert prompts.family_prompt("qwen2_vl", "qwen2", tokenizer) == f"{prompts.REQUEST}!"
+    for unusable in ("always the same", "{{ raise_exception('no') }}", None):
+        tokenizer.chat_template = unusable
+        assert prompts.family_prompt("llama", "llama", tokenizer) == prompts.GENERIC
+
+
+def test_chat_template_without_a_second_bos() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}>"
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    assert prompts.family_prompt("llama", "llama", tokenizer) == f"{prompts.REQUEST}>"
+
+
+def test_no_template_gives_plain_words() -> None:
+    tokenizer = tiny_tokenizer()
     assert prompts.family_prompt("llama", "llama", tokenizer) == prompts.GENERIC
 
 
@@ -227,6 +246,7 @@ def test_image_token_is_never_ordinary_text() -> None:
 def test_pad_token_is_ensured() -> None:
     backbone = backbone_from_causal_lm(tiny_lm(), tiny_tokenizer(pad=False), "tiny")
     assert backbone.tokenizer.pad_token == "</s>"
+    assert backbone.model.generation_config.pad_token_id == 2
 
 
 def test_thawed_backbone_is_refused() -> None:
@@ -349,6 +369,17 @@ def test_options_are_checked(lm_folder: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(ModelError, match=r"pip install safe-probe\[quant\]"):
         load_backbone(str(lm_folder), quantization="4bit")
+
+
+def test_embedded_backbone() -> None:
+    if not weights_available("embedded"):
+        pytest.skip("the embedded backbone is not built: scripts/build_embedded.py")
+    backbone = load_backbone("embedded", dtype="float32")
+    backbone.assert_frozen()
+    assert isinstance(backbone.model, LlavaForConditionalGeneration)
+    prescribed = json.loads((EMBEDDED / "backbone" / "safe_prompt.json").read_text())
+    assert backbone.prompt == prescribed["prompt"]
+    assert backbone.identity.startswith("embedded@")
 
 
 def test_smollm2_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,8 +36,9 @@ class TransformersClap(FrozenEncoder):
         folder = model_folder(where, _WAYS_OUT)
         extractor, model = _load(name, folder)
         seconds = extractor.nb_max_samples / extractor.sampling_rate
-        label = folder.name if looks_like_folder(where) else where
-        weights = f"hf:{label}@{file_digest(weight_files(folder))}"
+        # A folder may move: its own name is enough beside the hash of what lies in it.
+        label = f"hf:{folder.name}" if name.startswith("hf:") and looks_like_folder(where) else name
+        weights = f"{label}@{file_digest(weight_files(folder))}"
         super().__init__(name, weights, extractor.sampling_rate, seconds)
         self.padding = extractor.padding
         self._extractor = extractor
