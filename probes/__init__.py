@@ -1,1 +1,51 @@
-"""Measurements on any torch model: one probe per file, each returning records."""
+"""Measurements on any torch model: one probe per file, each returning records.
+
+How to add a probe
+------------------
+
+1. Write ``probes/<name>.py`` with one public function::
+
+       def measure(context: Context) -> list[Record]:
+           rows = context.rows("<name>")
+           with context.session() as session:  # puts the model back as it was found
+               session.watch(context.path.projector, look)  # look(call), see session.Call
+               for batch in context.batches:
+                   session.forward(batch)
+           rows.add("projector", "l2_median", value, "L2/token")
+           return rows.records
+
+   A quantity that was not measured has no row; NaN and Inf are rows like any other. Hooks keep
+   numbers, never activations. A probe only measures: judgement belongs to the findings.
+2. Add ``<name>`` to :data:`PROBES` below.
+3. Test every statistic against plain NumPy or autograd, and that the model is as found.
+
+This module imports neither torch nor a probe, so that ``--help`` and the reports stay quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from probes.context import Context
+    from probes.record import Record
+
+PROBES: tuple[str, ...] = ()
+"""Names of the probes, in the order in which ``check`` runs them."""
+
+
+def get_probe(name: str) -> "Callable[[Context], list[Record]]":
+    """The ``measure`` function of a probe.
+
+    Raises:
+        ProbeError: there is no such probe.
+    """
+    if name not in PROBES:
+        from configs.errors import did_you_mean
+        from probes.errors import ProbeError
+
+        hint = did_you_mean(name, PROBES)
+        raise ProbeError(f"unknown probe {name!r}; probes are {', '.join(PROBES)}{hint}")
+    measure: Callable[[Context], list[Record]] = import_module(f"probes.{name}").measure
+    return measure

@@ -1,0 +1,81 @@
+"""Remembering the state of a model and of the random generators, and putting it back.
+
+Each function takes a snapshot and returns the function that restores it. Nothing large is copied:
+gradients are set aside by reference, and parameters are copied only on request.
+"""
+
+import random
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Restore = Callable[[], None]
+
+
+def keep_training_flags(model: nn.Module) -> Restore:
+    """Remember every module's ``training`` flag ; they may differ from part to part."""
+    flags = [(module, module.training) for module in model.modules()]
+
+    def restore() -> None:
+        for module, training in flags:
+            module.training = training
+
+    return restore
+
+
+def keep_gradients(model: nn.Module) -> Restore:
+    """Remember ``requires_grad`` and the gradients themselves (by reference) of every parameter."""
+    found = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+
+    def restore() -> None:
+        for parameter, requires_grad, gradient in found:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+
+    return restore
+
+
+def keep_random_state() -> Restore:
+    """Remember the generators of Python, NumPy and torch (CPU and every CUDA device in use)."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+
+    def restore() -> None:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+    return restore
+
+
+def keep_buffers(model: nn.Module) -> Restore:
+    """Remember all buffers, by object and by value (batch statistics, rotary tables, counters)."""
+    found = [
+        (module, name, buffer, None if buffer is None else buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+
+    def restore() -> None:
+        for module, name, buffer, value in found:
+            module._buffers[name] = buffer
+            if buffer is not None and value is not None:
+                buffer.data.copy_(value)
+
+    return restore
+
+
+def keep_values(tensors: Iterable[Tensor]) -> Restore:
+    """Copy tensors (parameters about to be stepped) and put the values back bit for bit."""
+    found = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    def restore() -> None:
+        for tensor, value in found:
+            tensor.data.copy_(value)
+
+    return restore
