@@ -280,9 +280,8 @@ def wind(rng: Generator, n: int) -> Wave:
 
 def _tweet(rng: Generator) -> Wave:
     length = _samples(rng.uniform(0.06, 0.12))
-    return np.sin(_phase(np.linspace(*rng.uniform(2600, 5800, 2), length), length)) * np.hanning(
-        length
-    )
+    glide = np.linspace(rng.uniform(2600, 5800), rng.uniform(2600, 5800), length)
+    return np.sin(_phase(glide, length)) * np.hanning(length)
 
 
 def bird(rng: Generator, n: int) -> Wave:
