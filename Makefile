@@ -33,12 +33,12 @@ clean: ## remove the environment and the caches, but no run
 
 # The stamp files let a second call start at once; a changed requirement installs again.
 $(VENV)/.run: $(SPEC) | $(BIN)/python
-	@echo "installing safe-probe into $(VENV) (some 5.5 GB the first time, mostly torch) ..."
+	@echo "installing safe-probe into $(VENV) (6.5 GB and some minutes the first time, mostly torch)"
 	@$(PIP) -e .
 	@touch $@
 
 $(VENV)/.test: $(SPEC) | $(BIN)/python
-	@echo "installing safe-probe and its test tools into $(VENV) (some 5.5 GB the first time) ..."
+	@echo "installing safe-probe and its test tools into $(VENV) (6.5 GB and some minutes the first time)"
 	@$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/.run
 
