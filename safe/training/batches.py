@@ -1,7 +1,7 @@
 """Captions as token batches: prompts, labels, length buckets."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,7 +29,7 @@ class CaptionTokens:
     """
 
     def __init__(self, tokenizer: Any, prompt: str) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.prompt = tokenizer, prompt
         stem = prompt.rstrip(" ")
         self._lead = prompt[len(stem) :]
         self.prompt_ids: list[int] = tokenizer(stem)["input_ids"]
@@ -66,8 +66,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on ``device``."""
-        tensors = (self.input_ids, self.attention_mask, self.labels, self.audio, self.seconds)
-        return Batch(*(t.to(device, non_blocking=True) for t in tensors), self.clip_ids)
+        names = ("input_ids", "attention_mask", "labels", "audio", "seconds")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return replace(self, **moved)
 
     @property
     def supervised(self) -> int:
@@ -122,24 +123,34 @@ class CaptionDataset:
         """Collate the examples at ``indices``."""
         rows = [self.rows[i][0] for i in indices]
         captions = [self.rows[i][1] for i in indices]
-        prompt = self.tokens.prompt_ids
-        width = len(prompt) + max(map(len, captions))
-        input_ids = torch.full((len(rows), width), self.tokens.pad)
-        labels = torch.full((len(rows), width), IGNORED)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for i, caption in enumerate(captions):
-            end = len(prompt) + len(caption)
-            input_ids[i, :end] = torch.tensor(prompt + caption)
-            labels[i, len(prompt) : end] = torch.tensor(caption)
-            mask[i, :end] = 1
+        prompts = [self.tokens.prompt_ids] * len(rows)
         return Batch(
-            input_ids,
-            mask,
-            labels,
+            *collate(prompts, captions, self.tokens.pad),
             torch.from_numpy(np.ascontiguousarray(self.embeddings[rows], dtype=np.float32)),
             torch.tensor(self.seconds[rows], dtype=torch.float32),
             tuple(self.clip_ids[row] for row in rows),
         )
+
+
+def collate(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-padded ``input_ids``, ``attention_mask`` and ``labels``, each [B, T].
+
+    Args:
+        prompts: ids that are given, one list per row.
+        answers: ids that follow and are supervised.
+        pad: id of the padding.
+    """
+    rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    shape = (len(rows), max(map(len, rows)))
+    input_ids, labels = torch.full(shape, pad), torch.full(shape, IGNORED)
+    mask = torch.zeros(shape, dtype=torch.long)
+    for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        input_ids[i, : len(row)] = torch.tensor(row)
+        labels[i, len(prompt) : len(row)] = torch.tensor(row[len(prompt) :])
+        mask[i, : len(row)] = 1
+    return input_ids, mask, labels
 
 
 def epoch_windows(
@@ -155,6 +166,8 @@ def epoch_windows(
         lengths: [examples] caption lengths in tokens.
         batch_size: examples per micro-batch.
         accumulation: micro-batches per window.
+        seed: of the run.
+        epoch: number of the epoch, from 0.
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths))

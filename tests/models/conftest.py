@@ -168,6 +168,4 @@ def text_batch() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
 @pytest.fixture(scope="session")
 def audio_batch() -> Callable[[int], torch.Tensor]:
     """audio_batch(B) -> [B, D] audio embeddings."""
-    return lambda count: torch.randn(
-        count, AUDIO_DIM, generator=torch.Generator().manual_seed(4)
-    )
+    return lambda count: torch.randn(count, AUDIO_DIM, generator=torch.Generator().manual_seed(4))
