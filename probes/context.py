@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from probes.batch import Batch
 from probes.errors import ProbeError
 from probes.infer import infer
-from probes.loss import LossFn, own_loss
+from probes.loss import LossFn, OwnLoss
 from probes.record import Rows
 from probes.resolved_path import ResolvedPath
 from probes.session import Mode, Session
@@ -26,7 +26,7 @@ class Context:
     """Where things are; ``path.model`` is the module to call."""
     batches: tuple[Batch, ...] = ()
     """Real batches; empty when only parameters are looked at."""
-    loss_fn: LossFn = field(default_factory=lambda: own_loss("mean"))
+    loss_fn: LossFn = field(default_factory=OwnLoss)
     """(output, batch) to nats per supervised token."""
     optimizer: Optimizer | None = None
     """The optimizer of the training run, when there is one."""
@@ -70,7 +70,7 @@ class Context:
             path = SignalPath.from_yaml(path)
         resolved = path.resolve(model)
         made = tuple(Batch.of(raw, path.signal_input) for raw in batches)
-        loss = loss_fn or own_loss(path.loss)
+        loss = loss_fn or OwnLoss(path.loss)
         return cls(resolved, made, loss, optimizer, step, dict(start or {}))
 
     def rows(self, probe: str) -> Rows:
@@ -80,6 +80,12 @@ class Context:
     def session(self, mode: Mode = "eval") -> Session:
         """A session on the model."""
         return Session(self.path.model, mode)
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether a loss can be taken: the batches have labels, or the caller gave a loss."""
+        labelled = all(batch.labels is not None for batch in self.batches)
+        return labelled or not isinstance(self.loss_fn, OwnLoss)
 
     def need_batches(self, probe: str) -> tuple[Batch, ...]:
         """The batches.

@@ -59,13 +59,31 @@ class Gate:
 
     def values(self) -> Tensor:
         """float64 [elements] on the CPU: the factors before the branch, without the outer gate."""
-        raw = self.raw()
-        value = {"none": raw, "tanh": raw.tanh(), "sigmoid": raw.sigmoid()}[self.transform]
-        return value if self.low is None and self.high is None else value.clamp(self.low, self.high)
+        return self._apply(self.raw())
+
+    def slope(self) -> Tensor:
+        """float64 [elements]: derivative of :meth:`values` with respect to :meth:`raw`."""
+        with torch.enable_grad():
+            raw = self.raw().requires_grad_()
+            (slope,) = torch.autograd.grad(self._apply(raw).sum(), raw)
+        return slope
+
+    def transformed(self) -> Tensor:
+        """float64 [elements]: after the transform, before the clamp."""
+        return self._transform(self.raw())
 
     def raw(self) -> Tensor:
         """float64 [elements] on the CPU: the stored values."""
         return self.tensor.detach().double().cpu().reshape(-1)
+
+    def _transform(self, raw: Tensor) -> Tensor:
+        return {"none": lambda x: x, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[self.transform](
+            raw
+        )
+
+    def _apply(self, raw: Tensor) -> Tensor:
+        value = self._transform(raw)
+        return value if self.low is None and self.high is None else value.clamp(self.low, self.high)
 
 
 def find_knob(model: nn.Module, name: str, what: str) -> Knob:

@@ -1,6 +1,7 @@
 """The loss that a probe takes gradients of, and the loss of every single token."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -20,24 +21,26 @@ def field_of(output: Any, name: str) -> Any:
     return getattr(output, name, None)
 
 
-def own_loss(reduction: Literal["mean", "sum"]) -> LossFn:
+@dataclass(frozen=True)
+class OwnLoss:
     """The default loss: the model's own ``.loss`` in nats per supervised token.
 
-    Args:
-        reduction: what the model's ``.loss`` is; a sum is divided by the number of supervised
-            tokens of the batch.
+    Raises:
+        ProbeError: the model returned none.
     """
 
-    def loss(output: Any, batch: Batch) -> Tensor:
+    reduction: Literal["mean", "sum"] = "mean"
+    """What ``.loss`` is; a sum is divided by the number of supervised tokens of the batch."""
+
+    def __call__(self, output: Any, batch: Batch) -> Tensor:
+        """The loss of one output."""
         value = field_of(output, "loss")
         if not isinstance(value, Tensor):
             raise ProbeError(
                 f"the model returned no loss ({type(output).__name__}); put labels into the batch, "
                 "or give loss_fn(output, batch)"
             )
-        return value / max(1, batch.supervised) if reduction == "sum" else value
-
-    return loss
+        return value / max(1, batch.supervised) if self.reduction == "sum" else value
 
 
 def token_losses(output: Any, batch: Batch) -> Tensor:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from probes.errors import RecordError
 
@@ -87,9 +87,14 @@ class Rows:
         self.records: list[Record] = []
 
     def add(
-        self, component: str, statistic: str, value: float, unit: str, layer: int | None = None
+        self,
+        component: str,
+        statistic: str,
+        value: SupportsFloat,
+        unit: str,
+        layer: int | None = None,
     ) -> None:
-        """Add one number."""
+        """Add one number; a flag becomes 0 or 1."""
         row = Record(self.step, self.probe, component, layer, statistic, float(value), unit)
         self.records.append(row)
 

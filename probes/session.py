@@ -31,6 +31,12 @@ class Call:
         return [x for x in (*self.args, *self.kwargs.values()) if isinstance(x, Tensor)]
 
     @property
+    def hidden(self) -> Tensor:
+        """The hidden states given to a decoder layer: ``hidden_states=``, or the first tensor."""
+        named = self.kwargs.get("hidden_states")
+        return named if isinstance(named, Tensor) else self.tensors[0]
+
+    @property
     def result(self) -> Tensor:
         """The tensor that the module returned, or the first of a tuple, list or model output.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from probes import PROBES, get_probe
 from probes.batch import Batch
 from probes.errors import ProbeError
-from probes.loss import own_loss, token_losses
+from probes.loss import OwnLoss, token_losses
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,16 @@ def test_token_losses_for_all_and_for_supervised_logits(
         if inputs["labels"][b, t] != -100
     ]
     assert found.tolist() == pytest.approx(expected, rel=1e-5)
-    assert found.mean().item() == pytest.approx(own_loss("mean")(output, batch).item(), rel=1e-5)
+    assert found.mean().item() == pytest.approx(OwnLoss("mean")(output, batch).item(), rel=1e-5)
     rows = output["logits"][:, :-1][inputs["labels"][:, 1:] != -100]
     assert torch.equal(token_losses({"logits": rows}, batch), found)
-    assert own_loss("sum")({"loss": found.sum()}, batch) == found.sum() / 7
+    assert OwnLoss("sum")({"loss": found.sum()}, batch) == found.sum() / 7
     with pytest.raises(ProbeError, match="do not belong to labels"):
         token_losses({"logits": rows[:-1]}, batch)
     with pytest.raises(ProbeError, match="need logits"):
         token_losses({}, batch)
     with pytest.raises(ProbeError, match="returned no loss"):
-        own_loss("mean")({}, batch)
+        OwnLoss("mean")({}, batch)
 
 
 def test_every_probe_measures() -> None:
