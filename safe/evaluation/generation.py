@@ -31,7 +31,7 @@ def generate_captions(
         config: batch size, beams, longest caption.
         progress: called with the number of clips done after each batch.
     """
-    device = model.backbone.get_input_embeddings().weight.device
+    device = model.device
     was_training = model.training
     model.eval()
     captions: list[str] = []

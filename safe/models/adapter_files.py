@@ -1,8 +1,8 @@
 """The trained adapter on disk: safetensors and JSON, without the backbone.
 
-    adapter_config.json, adapter_model.safetensors   LoRA of the fusion, PEFT's own format
-    safe_adapter.safetensors                         projector and residual gates
-    safe_config.json                                 model configuration, outer gate, backbone
+adapter_config.json, adapter_model.safetensors   LoRA of the fusion, PEFT's own format
+safe_adapter.safetensors                         projector and residual gates
+safe_config.json                                 model configuration, outer gate, backbone
 """
 
 import json

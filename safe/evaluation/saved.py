@@ -1,0 +1,87 @@
+"""Score what was saved: a run, or one of its checkpoints."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from configs.errors import CheckpointError
+from configs.schema import RunConfig
+from safe.console import progress
+from safe.evaluation.evaluate import Evaluation, Evaluator
+from safe.models.adapter_files import load_adapter
+from safe.training.checkpoint import latest_good
+from safe.training.checkpoint_manifest import verify
+from safe.training.experiment import prepare
+from safe.training.run import Launch, make_accelerator, write_evaluation
+from safe.training.run_directory import ADAPTER_NAME, read_config
+
+
+def evaluate_saved(
+    checkpoint: Path,
+    console: Console,
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    output: Path | None = None,
+    device: str = "auto",
+) -> tuple[Evaluation, Path]:
+    """Load an adapter into its backbone and evaluate it with all controls.
+
+    Args:
+        checkpoint: a run folder (its finished adapter, or its newest good checkpoint) or one
+            folder below ``checkpoints/``.
+        console: where to talk.
+        data: other data than the run's own.
+        split: split to score; by default the run's test split.
+        output: folder of the results; by default ``RUN/evaluations/NAME-SPLIT``.
+        device: "auto" or "cpu".
+
+    Returns:
+        The evaluation and the folder it was written to.
+
+    Raises:
+        CheckpointError: nothing usable there.
+    """
+    run, adapter = find_adapter(checkpoint)
+    config = RunConfig.from_dict(read_config(run))
+    root = config.data.root if data is None else data
+    scored = config.data.test_split if split is None else split
+    config = replace(config, data=replace(config.data, root=root, test_split=scored))
+    launch = Launch(console=console, device=device)
+    experiment = prepare(config, make_accelerator(config, launch), console)
+    load_adapter(experiment.model, adapter)
+    console.print(f"evaluating {adapter}", markup=False)
+    evaluator = Evaluator(experiment.tokens, experiment.test, config.evaluation, config.optim.seed)
+    with progress(console, f"captioning {scored}") as show:
+        evaluation = evaluator.full(
+            experiment.model,
+            experiment.train,
+            experiment.sounds.silence,
+            lambda _, done, total: show(done, total),
+        )
+    name = adapter.name if adapter.name == ADAPTER_NAME else adapter.parent.name
+    folder = output or run / "evaluations" / f"{name}-{scored}"
+    write_evaluation(folder, evaluation)
+    return evaluation, folder.resolve()
+
+
+def find_adapter(checkpoint: Path) -> tuple[Path, Path]:
+    """The run folder and the adapter folder that ``checkpoint`` means, its sums verified.
+
+    Raises:
+        CheckpointError: neither a run nor a checkpoint, or none of the run's is usable.
+    """
+    path = Path(checkpoint).resolve()
+    if path.parent.name == "checkpoints":
+        verify(path)
+        return path.parent.parent, path / ADAPTER_NAME
+    read_config(path)
+    if (path / ADAPTER_NAME).is_dir():
+        verify(path / ADAPTER_NAME)
+        return path, path / ADAPTER_NAME
+    newest, rejected = latest_good(path / "checkpoints")
+    if newest is None:
+        damaged = "".join(f"; {bad} is damaged: {reason}" for bad, reason in rejected)
+        raise CheckpointError(f"{path} has neither a finished adapter nor a checkpoint{damaged}")
+    return path, newest / ADAPTER_NAME

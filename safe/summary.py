@@ -1,0 +1,55 @@
+"""The end of a run in the terminal: score, controls, floors, verdict, where everything lies."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from safe.evaluation.evaluate import Evaluation
+from safe.evaluation.metrics import Scores
+
+_STYLES = {"VERIFIED": "bold green", "PARTIAL": "bold yellow", "BLOCKED": "bold red"}
+
+
+def print_evaluation(evaluation: Evaluation, console: Console, folder: Path) -> None:
+    """Print the tables and the verdict line.
+
+    Args:
+        evaluation: what was measured.
+        console: where to.
+        folder: the run's or the evaluation's folder.
+    """
+    scores, verdict = evaluation.scores, evaluation.verdict
+    table = Table(
+        title=f"{evaluation.split}: {scores.n_clips} clips, {scores.n_references} references, "
+        f"tokenizer {scores.tokenizer}",
+        title_justify="left",
+    )
+    table.add_column("captions from")
+    table.add_column("CIDEr-D x100", justify="right")
+    table.add_column("95% interval", justify="right")
+    table.add_row(*_row("the clip's own audio", scores), style="bold")
+    for name, control in evaluation.controls.items():
+        table.add_row(*_row(f"control: {name}", control))
+    for name, floor in evaluation.floors.items():
+        table.add_row(*_row(f"no model: {name}", floor))
+    console.print(table)
+    meteor = scores.meteor_reason if scores.meteor is None else f"{100 * scores.meteor:.1f}"
+    console.print(
+        f"BLEU-4 {_percent(scores.bleu_4)} · METEOR {meteor} · ROUGE-L {_percent(scores.rouge_l)} "
+        f"· event-word recall {100 * evaluation.event_recall:.0f}% · distinct captions "
+        f"{100 * evaluation.diversity.distinct:.0f}%",
+        markup=False,
+    )
+    console.print(f"{verdict.outcome}: {verdict.reason}", style=_STYLES[verdict.outcome])
+    console.print(f"next: {verdict.next_step}", markup=False)
+    console.print(f"everything is in {folder}", markup=False)
+
+
+def _row(name: str, scores: Scores) -> tuple[str, str, str]:
+    low, high = scores.cider_interval
+    return name, f"{scores.cider:.1f}", f"{low:.1f} to {high:.1f}"
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{100 * value:.1f}"

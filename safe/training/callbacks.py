@@ -1,0 +1,80 @@
+"""What may watch a training without changing it."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from safe.evaluation.metrics import Scores
+
+if TYPE_CHECKING:
+    from safe.training.stage_a import StageA
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did."""
+
+    step: int
+    """Optimizer steps taken so far, this one included; counts from 1."""
+    epoch: float
+    """Epochs completed, fractional."""
+    loss: float
+    """Cross entropy on caption tokens, nats/token over the whole step."""
+    tokens: int
+    """Supervised tokens of the step."""
+    clips: int
+    """Caption examples of the step."""
+    grad_norm: dict[str, float]
+    """L2 norm of the gradient before clipping: total, projector, adapter."""
+    lr: dict[str, float]
+    """Learning rate used: projector, adapter."""
+    gate: dict[int, float]
+    """residual_scale after the step, by fusion layer."""
+    outer_gate: float
+    """Outer gate times warm-up factor during the step."""
+    skipped: bool
+    """True when loss or gradient was not finite and no parameter moved."""
+    retention: float | None
+    """Retention term before its weight, when it was evaluated at this step."""
+    seconds: float = field(compare=False)
+    """Wall time of the step."""
+
+    def to_row(self) -> dict[str, Any]:
+        """The deterministic part as a flat row for metrics.jsonl (no wall time in it)."""
+        return {
+            "kind": "step",
+            "step": self.step,
+            "epoch": round(self.epoch, 6),
+            "loss": self.loss,
+            "tokens": self.tokens,
+            "clips": self.clips,
+            **{f"grad_norm/{name}": value for name, value in self.grad_norm.items()},
+            **{f"lr/{name}": value for name, value in self.lr.items()},
+            **{f"gate/{layer}": value for layer, value in self.gate.items()},
+            "outer_gate": self.outer_gate,
+            "skipped": self.skipped,
+            **({} if self.retention is None else {"retention": self.retention}),
+        }
+
+
+class Callback:
+    """Base class: override what you need. Callbacks run in order, on the main process only.
+
+    They must leave model, optimizer and random state as found.
+    """
+
+    def on_train_begin(self, trainer: "StageA") -> None:
+        """Before the first step of this process (also after a resume)."""
+
+    def on_gradients(self, trainer: "StageA", step: int) -> None:
+        """Gradients of step ``step`` are complete, summed over processes, not yet clipped."""
+
+    def on_step_end(self, trainer: "StageA", step: Step) -> None:
+        """The optimizer has stepped; gradients are gone."""
+
+    def on_evaluation(
+        self, trainer: "StageA", epoch: int, scores: Scores, captions: dict[str, str]
+    ) -> None:
+        """The evaluation split was scored after ``epoch`` complete epochs."""
+
+    def on_train_end(self, trainer: "StageA") -> None:
+        """Training is complete (not called when it was interrupted)."""

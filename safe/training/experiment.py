@@ -1,0 +1,237 @@
+"""Everything a run needs before its first step: backbone, encoder, embeddings, model.
+
+Whatever differs from the configuration as written is said, line by line, before training starts.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+
+from configs.adapt import adapt_to_backbone
+from configs.errors import DataError
+from configs.schema import DataConfig, RunConfig
+from safe.console import progress
+from safe.data.cache import EmbeddingCache
+from safe.data.manifests import Clip, load_split
+from safe.data.overlap import assert_no_overlap
+from safe.data.problems import Problem
+from safe.data.splits import Split
+from safe.data.synthetic import materialize_synthetic
+from safe.models.audio_encoders import AudioEncoder, load_audio_encoder
+from safe.models.backbones import Backbone, load_backbone
+from safe.models.safe_model import SAFEModel
+from safe.paths import cache_dir
+from safe.training.batches import CaptionDataset, CaptionTokens
+
+SYNTHETIC = "synthetic"
+"""Value of data.root for the built-in clips."""
+_LISTED = 5
+"""Unusable clips that are printed; all of them are in problems.json."""
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """The data of a run."""
+
+    splits: Mapping[str, Split]
+    """Usable clips of the training, evaluation and test split, by split name."""
+    silence: np.ndarray
+    """[D] what the encoder hears in a silent clip."""
+    problems: tuple[Problem, ...]
+    """Clips that cannot be used, with reasons."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run about to start."""
+
+    config: RunConfig
+    """The configuration as it will run, adapted to backbone and machine."""
+    model: SAFEModel
+    """Freshly initialised from the seed, on the accelerator's device."""
+    tokens: CaptionTokens
+    """Tokenizer and prompt."""
+    sounds: Sounds
+    """Embeddings and captions."""
+    dataset: CaptionDataset
+    """Tokenised training captions."""
+
+    @property
+    def train(self) -> Split:
+        """The training split."""
+        return self.sounds.splits[self.config.data.train_split]
+
+    @property
+    def validation(self) -> Split:
+        """The split scored during training, cut to evaluation.eval_clips."""
+        split = self.sounds.splits[self.config.data.eval_split]
+        return split.head(self.config.evaluation.eval_clips)
+
+    @property
+    def test(self) -> Split:
+        """The split scored at the end."""
+        return self.sounds.splits[self.config.data.test_split]
+
+
+def prepare(
+    config: RunConfig,
+    accelerator: Accelerator,
+    console: Console,
+    explicit: Collection[str] = (),
+) -> Experiment:
+    """Load, adapt, encode and build.
+
+    Args:
+        config: the configuration asked for.
+        accelerator: device and processes; the main process encodes, the others read.
+        console: where to say what differs.
+        explicit: dotted keys that the user set and that are therefore taken literally.
+
+    Raises:
+        SafeError: whatever of the user's input cannot be used, see the parts.
+    """
+    config, notes = adapt_to_machine(config, accelerator.device)
+    for note in notes:
+        console.print(f"  {note}", markup=False)
+    backbone = load(config, console)
+    config, notes = adapt_to_backbone(
+        config, backbone.hidden_size, backbone.num_layers, backbone.name, explicit
+    )
+    for note in notes:
+        console.print(f"  {note}", markup=False)
+    sounds = listen(config, accelerator, console)
+    set_seed(config.optim.seed)
+    model = SAFEModel(backbone, config.model)
+    if config.model.device_map is None:
+        model.to(accelerator.device)
+    tokens = CaptionTokens(backbone.tokenizer, model.prompt)
+    train = sounds.splits[config.data.train_split]
+    dataset = CaptionDataset(
+        train.clip_ids,
+        train.captions,
+        train.embeddings,
+        train.seconds,
+        tokens,
+        config.data.max_caption_tokens,
+    )
+    if dataset.truncated:
+        console.print(
+            f"  {dataset.truncated} of {len(dataset)} training captions are cut to "
+            f"data.max_caption_tokens = {config.data.max_caption_tokens} tokens"
+        )
+    return Experiment(config, model, tokens, sounds, dataset)
+
+
+def adapt_to_machine(config: RunConfig, device: torch.device) -> tuple[RunConfig, list[str]]:
+    """Use float32 on a processor without bfloat16 arithmetic, where bfloat16 would crawl."""
+    native = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if native or (config.model.dtype, config.optim.precision) == ("float32", "no"):
+        return config, []
+    model, optim = replace(config.model, dtype="float32"), replace(config.optim, precision="no")
+    return replace(config, model=model, optim=optim), [
+        "model.dtype and optim.precision bfloat16 -> float32: this processor has no bfloat16"
+    ]
+
+
+def load(config: RunConfig, console: Console) -> Backbone:
+    """The backbone that ``config.model`` names; says when it has another prompt than asked."""
+    model = config.model
+    console.print(f"loading backbone {model.backbone} ({model.dtype})", markup=False)
+    backbone = load_backbone(
+        model.backbone,
+        dtype=model.dtype,
+        device_map=model.device_map,
+        quantization=model.quantization,
+    )
+    if model.prompt is not None:
+        backbone.prompt = model.prompt
+    return backbone
+
+
+def listen(config: RunConfig, accelerator: Accelerator, console: Console) -> Sounds:
+    """Embeddings of every usable clip of the three splits, from the cache where they are there.
+
+    Raises:
+        DataError: no usable clip in a split, or a clip in both training and evaluation data.
+    """
+    encoder = load_audio_encoder(config.model.audio_encoder)
+    data = config.data
+    root = data_root(data, accelerator, console)
+    clips = {name: load_split(root, name) for name in _split_names(data)}
+    cache = EmbeddingCache(cache_dir() / "embeddings", encoder.identity, config.model.audio_dim)
+    every = [clip for split in clips.values() for clip in split]
+    with progress(console, f"listening with {encoder.name}") as show:
+        problems = cache.fill(every, encoder, min_seconds=data.min_seconds, progress=show)
+    bad = {(p.split, p.clip) for p in problems if p.unusable}
+    _report_problems(problems, len(every), console)
+    good = {n: [c for c in split if (c.split, c.id) not in bad] for n, split in clips.items()}
+    _refuse_overlap(data, good, cache)
+    splits = {name: _split(name, split, cache) for name, split in good.items()}
+    console.print(
+        ", ".join(f"{len(s)} {name}" for name, s in splits.items())
+        + f" clips from {root}, heard by {encoder.name} ({encoder.identity})",
+        markup=False,
+    )
+    return Sounds(splits, silence_embedding(encoder, splits[data.train_split]), tuple(problems))
+
+
+def data_root(data: DataConfig, accelerator: Accelerator, console: Console) -> Path:
+    """Folder of the clips; the built-in ones are written once, by the main process."""
+    if data.root != SYNTHETIC:
+        return Path(data.root)
+    with accelerator.main_process_first(), progress(console, "writing synthetic clips") as show:
+        return materialize_synthetic(cache_dir() / "synthetic", progress=show)
+
+
+def silence_embedding(encoder: AudioEncoder, like: Split) -> np.ndarray:
+    """[D] embedding of digital silence as long as the median clip of ``like``."""
+    seconds = min(float(np.median(like.seconds)), encoder.max_seconds)
+    silence = torch.zeros(1, max(1, round(seconds * encoder.sample_rate)))
+    embedding = encoder.encode(silence, torch.tensor([silence.shape[1]]))[0]
+    if not embedding.isfinite().all():
+        raise DataError(f"{encoder.name} gives NaN or Inf for silence; use another audio encoder")
+    return np.asarray(embedding.cpu().numpy())
+
+
+def _split_names(data: DataConfig) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((data.train_split, data.eval_split, data.test_split)))
+
+
+def _split(name: str, clips: list[Clip], cache: EmbeddingCache) -> Split:
+    if not clips:
+        raise DataError(
+            f"split {name!r} has no usable clip; see `safe-train data check ROOT` for the reasons"
+        )
+    return Split(
+        name=name,
+        clip_ids=tuple(clip.id for clip in clips),
+        captions=tuple(clip.captions for clip in clips),
+        audio_keys=tuple(cache.key(clip) for clip in clips),
+        embeddings=cache.lookup(clips),
+        seconds=cache.seconds(clips),
+    )
+
+
+def _refuse_overlap(
+    data: DataConfig, clips: Mapping[str, list[Clip]], cache: EmbeddingCache
+) -> None:
+    hashes = cache.hashes([clip for split in clips.values() for clip in split])
+    for name in _split_names(data)[1:]:
+        assert_no_overlap(clips[data.train_split], clips[name], hashes)
+
+
+def _report_problems(problems: Collection[Problem], total: int, console: Console) -> None:
+    if not problems:
+        return
+    console.print(f"{len(problems)} of {total} clips are unusable and left out:")
+    for problem in list(problems)[:_LISTED]:
+        row = problem.to_dict()
+        console.print(f"  {row['split']} {row['clip']}: {row['reason']}", markup=False)
+    if len(problems) > _LISTED:
+        console.print(f"  ... and {len(problems) - _LISTED} more, listed in problems.json")

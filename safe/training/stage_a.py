@@ -1,0 +1,260 @@
+"""Stage A: train projector and fusion on captions while the backbone stays frozen.
+
+The loss of an optimizer step is the mean over all caption tokens of its window of micro-batches,
+so 4 x 32 and 128 x 1 give the same gradient. Processes share the micro-batches of a window and sum
+the trainable gradients once per step; the frozen backbone needs no wrapper for that.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from configs.errors import SafeError
+from configs.schema import OptimConfig
+from safe.models.safe_model import SAFEModel
+from safe.training.batches import CaptionDataset, epoch_windows
+from safe.training.callbacks import Callback, Step
+from safe.training.retention import Retention
+
+
+class TrainingDiverged(SafeError):
+    """Loss or gradient was not finite several steps in a row."""
+
+
+@dataclass
+class Position:
+    """Where a training is; between two optimizer steps this is all that a resume needs to know."""
+
+    epoch: int = 0
+    """Complete epochs."""
+    window: int = 0
+    """Windows (optimizer steps) done in the running epoch; the accumulation phase is always 0."""
+    step: int = 0
+    """Optimizer steps taken, skipped ones included."""
+    evaluated: int = 0
+    """Epochs after which the evaluation was done."""
+    bad_in_a_row: int = 0
+    """Steps skipped in a row because something was not finite."""
+    skipped: int = 0
+    """Steps skipped in all."""
+
+
+class StageA:
+    """Optimizer, schedule and steps; knows nothing of files.
+
+    Args:
+        model: model with a frozen backbone.
+        dataset: tokenised training captions.
+        config: learning rates, batch, schedule.
+        accelerator: device, precision and processes.
+        retention: term that keeps the model from forgetting.
+        callbacks: watchers; called on the main process.
+    """
+
+    def __init__(
+        self,
+        model: SAFEModel,
+        dataset: CaptionDataset,
+        config: OptimConfig,
+        accelerator: Accelerator,
+        retention: Retention,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.model, self.dataset, self.config = model, dataset, config
+        self.accelerator, self.retention = accelerator, retention
+        self.callbacks = list(callbacks) if accelerator.is_main_process else []
+        self.position = Position()
+        self._lengths = dataset.lengths()
+        self.steps_per_epoch = len(self._windows(0))
+        epochs_steps = self.steps_per_epoch * config.epochs
+        self.total_steps = min(epochs_steps, config.max_steps or epochs_steps)
+        self.parameters = {n: p for g in model.trainable_groups().values() for n, p in g.items()}
+        self.optimizer = AdamW(self._parameter_groups(), betas=(0.9, 0.999), eps=1e-8)
+        self.scheduler = LambdaLR(self.optimizer, self._lr_factor)
+        if accelerator.num_processes > 1:
+            for parameter in self.parameters.values():
+                parameter.data = broadcast(parameter.data, from_process=0)
+
+    @property
+    def done(self) -> bool:
+        """Whether every step has been taken."""
+        return self.position.step >= self.total_steps
+
+    def advance(self) -> bool:
+        """Take the next step of the running epoch.
+
+        Returns:
+            Whether that completed the epoch (or the training).
+
+        Raises:
+            TrainingDiverged: too many steps in a row were not finite; none of them moved anything.
+
+        Raises:
+            TrainingDiverged: too many steps in a row were not finite.
+        """
+        windows = self._windows(self.position.epoch)
+        window = windows[self.position.window]
+        self.take_step(window)
+        self.position.window += 1
+        epoch_over = self.position.window == len(windows) or self.done
+        if epoch_over:
+            self.position.epoch += 1
+            self.position.window = 0
+        if self.position.bad_in_a_row >= self.config.max_bad_steps:
+            raise TrainingDiverged(self._divergence(window))
+        return epoch_over
+
+    def take_step(self, window: Sequence[Sequence[int]]) -> Step:
+        """One optimizer step on the micro-batches of ``window`` (lists of example indices).
+
+        A step whose loss or gradient is not finite moves nothing and is counted as skipped.
+        """
+        start = time.perf_counter()
+        number = self.position.step + 1
+        self.model.train()
+        if self.model.outer_gate.warmup_steps:
+            self.model.set_gate_warmup(number, self.model.outer_gate.warmup_steps)
+        tokens = int(sum(self._lengths[i] for batch in window for i in batch))
+        share = self._backward(window, tokens)
+        retention = self.retention.backward(number) if self.accelerator.is_main_process else None
+        loss = self._sum_over_processes(share)
+        for callback in self.callbacks:
+            callback.on_gradients(self, number)
+        norms = self._gradient_norms()
+        lr = {
+            group["name"]: group["lr"]
+            for group in self.optimizer.param_groups
+            if group["name"] in norms
+        }
+        finite = math.isfinite(loss) and math.isfinite(norms["total"])
+        if finite:
+            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
+            self.optimizer.step()
+            self.retention.after_step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        self._count(finite)
+        step = Step(
+            step=number,
+            epoch=self.position.epoch + (self.position.window + 1) / self.steps_per_epoch,
+            loss=loss,
+            tokens=tokens,
+            clips=sum(len(batch) for batch in window),
+            grad_norm=norms,
+            lr=lr,
+            gate={
+                layer: block.residual.residual_scale.item()
+                for layer, block in self.model.fusion.blocks().items()
+            },
+            outer_gate=self.model.outer_gate.effective,
+            skipped=not finite,
+            retention=retention,
+            seconds=time.perf_counter() - start,
+        )
+        for callback in self.callbacks:
+            callback.on_step_end(self, step)
+        return step
+
+    def state(self) -> dict[str, Any]:
+        """Position and schedule as JSON values."""
+        return {"position": asdict(self.position), "schedule": self.scheduler.last_epoch}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state`; the optimizer's tensors are restored by the caller."""
+        self.position = Position(**state["position"])
+        self.scheduler.last_epoch = int(state["schedule"])
+        factor = self._lr_factor(self.scheduler.last_epoch)
+        for group, base in zip(self.optimizer.param_groups, self.scheduler.base_lrs, strict=True):
+            group["lr"] = base * factor
+
+    def _backward(self, window: Sequence[Sequence[int]], tokens: int) -> Tensor:
+        """Gradients of this process's share of the window; its part of the mean loss."""
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        total = torch.zeros((), device=self.accelerator.device)
+        for indices in window[process::processes]:
+            batch = self.dataset.batch(indices).to(self.accelerator.device)
+            with self.accelerator.autocast():
+                output = self.model(
+                    batch.input_ids, batch.attention_mask, batch.audio, batch.labels, batch.seconds
+                )
+            assert output.loss is not None
+            loss = output.loss / tokens
+            loss.backward()
+            total += loss.detach().to(total.device)
+        return total
+
+    def _sum_over_processes(self, loss: Tensor) -> float:
+        """Sum loss and trainable gradients over processes; the summed loss."""
+        if self.accelerator.num_processes > 1:
+            for parameter in self.parameters.values():
+                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.accelerator.reduce(grad, "sum")
+            loss = self.accelerator.reduce(loss, "sum")
+        return loss.item()
+
+    def _gradient_norms(self) -> dict[str, float]:
+        norms = {}
+        for group, parameters in self.model.trainable_groups().items():
+            grads = [p.grad for p in parameters.values() if p.grad is not None]
+            norms[group] = torch.nn.utils.get_total_norm(grads).item() if grads else 0.0
+        return {"total": math.hypot(*norms.values()), **norms}
+
+    def _count(self, finite: bool) -> None:
+        self.position.step += 1
+        self.position.bad_in_a_row = 0 if finite else self.position.bad_in_a_row + 1
+        self.position.skipped += not finite
+
+    def _windows(self, epoch: int) -> list[list[list[int]]]:
+        c = self.config
+        return epoch_windows(self._lengths, c.batch_size, c.accumulation, c.seed, epoch)
+
+    def _lr_factor(self, step: int) -> float:
+        """Linear warm-up, then half a cosine down to 0."""
+        warmup = math.ceil(self.config.warmup_ratio * self.total_steps)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(1, self.total_steps - warmup)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Two learning rates; weight decay on matrices only, so that it never closes a gate."""
+        groups = []
+        for name, lr in (
+            ("projector", self.config.lr_projector),
+            ("adapter", self.config.lr_adapter),
+        ):
+            members = self.model.trainable_groups()[name]
+            for suffix, decay, chosen in (
+                ("", self.config.weight_decay, [n for n, p in members.items() if p.dim() >= 2]),
+                ("_no_decay", 0.0, [n for n, p in members.items() if p.dim() < 2]),
+            ):
+                groups.append(
+                    {
+                        "params": [members[n] for n in chosen],
+                        "names": chosen,
+                        "name": name + suffix,
+                        "lr": lr,
+                        "weight_decay": decay,
+                    }
+                )
+        return groups
+
+    def _divergence(self, window: Sequence[Sequence[int]]) -> str:
+        rows = [self.dataset.rows[i][0] for batch in window for i in batch]
+        ids = ", ".join(self.dataset.clip_ids[row] for row in rows[:8])
+        return (
+            f"loss or gradient was not finite for {self.position.bad_in_a_row} steps in a row "
+            f"(optim.max_bad_steps = {self.config.max_bad_steps}), last at step "
+            f"{self.position.step}, clips {ids}{', ...' if len(rows) > 8 else ''}; lower "
+            "optim.lr_projector or model.projector.scale, or check the clips with "
+            "`safe-train data check ROOT`"
+        )
