@@ -12,7 +12,8 @@ from configs.errors import ModelError
 from configs.schema import ProjectorConfig
 
 _LARGE = 2.0**40
-"""Rows with larger elements are divided by their maximum: their squares would overflow float32."""
+"""Rows with larger elements are divided by their maximum: their squares would overflow float32.
+A float16 projector cannot even hold them, so there the limit is the largest float16."""
 
 
 class AudioProjector(nn.Module):
@@ -61,9 +62,10 @@ class AudioProjector(nn.Module):
             ModelError: wrong rank or width, or an element that is NaN or infinite.
         """
         check_embeddings(embeddings, self.audio_dim)
+        dtype = self.norm.weight.dtype
         row_max = embeddings.abs().amax(dim=-1, keepdim=True)
-        tame = torch.where(row_max > _LARGE, embeddings / row_max, embeddings)
-        flat = self.mlp(self.norm(tame.to(self.norm.weight.dtype)))
+        large = row_max > min(_LARGE, torch.finfo(dtype).max)
+        flat = self.mlp(self.norm(torch.where(large, embeddings / row_max, embeddings).to(dtype)))
         tokens: Tensor = self.amplitude(flat)
         return tokens.unflatten(-1, (self.num_tokens, self.hidden_size))
 
