@@ -33,7 +33,8 @@ class AudioAttention(nn.Module):
         """
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         if mask is not None:
-            scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
+            unused = ~mask[:, None, None, :].to(scores.device)  # layers may be on many devices
+            scores = scores.masked_fill(unused, float("-inf"))
         return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
 
 
@@ -58,7 +59,9 @@ class GatedResidual(nn.Module):
             branch: [B, T, H] output of the cross-attention.
             gate: outer gate times warm-up factor, 0 to 1.
         """
-        strength = gate * self.residual_scale.clamp(0.0, self.maximum)
+        scale, clamped = self.residual_scale, self.residual_scale.detach().clamp(0.0, self.maximum)
+        # torch's own clamp has no gradient on its very edges, where a gate may start
+        strength = gate * torch.where(scale == clamped, scale, clamped)
         return hidden + (strength * branch).to(hidden.dtype)
 
     def extra_repr(self) -> str:
