@@ -149,7 +149,8 @@ class SAFEModel(nn.Module):
                 tokens, mask = self.audio_tokens(audio, seconds)
                 for index, block in self.fusion.blocks().items():
                     hook = _FusionHook(block, *block.keys_values(tokens), mask, gate)
-                    handles.append(self.layers[index].register_forward_hook(hook))
+                    # first in the row: every other hook sees what really leaves the layer
+                    handles.append(self.layers[index].register_forward_hook(hook, prepend=True))
             yield
         finally:
             for handle in handles:
@@ -185,11 +186,7 @@ class SAFEModel(nn.Module):
             seconds: [B] clip lengths in seconds (adaptive projector).
             backbone_inputs: passed to the backbone, e.g. ``pixel_values``.
         """
-        if audio is not None and audio.shape[0] != input_ids.shape[0]:
-            raise ModelError(
-                f"{audio.shape[0]} audio embeddings for {input_ids.shape[0]} texts; "
-                "give one embedding per text"
-            )
+        _check_count(input_ids, audio, seconds)
         with self.hearing(audio, seconds):
             hidden = self.backbone.model(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False,
@@ -216,6 +213,7 @@ class SAFEModel(nn.Module):
 
         ``generation`` goes to transformers' ``generate`` (num_beams, max_new_tokens, ...).
         """
+        _check_count(input_ids, audio, seconds)
         with self.hearing(audio, seconds):
             ids: Tensor = self.backbone.generate(
                 input_ids=input_ids, attention_mask=attention_mask, **generation
@@ -232,6 +230,14 @@ class SAFEModel(nn.Module):
         self.set_gate_warmup(int(state["warmup_step"]), int(state["warmup_steps"]))
 
 
+def _check_count(input_ids: Tensor, audio: Tensor | None, seconds: Tensor | None) -> None:
+    """Raise ModelError unless there is one audio embedding, and one length, per text."""
+    for what, given in (("audio embeddings", audio), ("clip lengths", seconds)):
+        if given is not None and given.shape[:1] != input_ids.shape[:1]:
+            count = given.shape[0] if given.dim() else 0
+            raise ModelError(f"{count} {what} for {input_ids.shape[0]} texts; give one per text")
+
+
 class _FusionHook:
     """Forward hook of one decoder layer: adds the audio to the hidden states that leave it."""
 
@@ -239,18 +245,21 @@ class _FusionHook:
         self, block: nn.Module, key: Tensor, value: Tensor, mask: Tensor | None, gate: float
     ) -> None:
         self.block, self.gate = block, gate
-        self.audio: tuple[Tensor, Tensor, Tensor | None] = (key, value, mask)
+        self.clips: tuple[Tensor, Tensor, Tensor | None] = (key, value, mask)
+        self.audio = self.clips
 
     def __call__(self, _layer: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         hidden = hidden_of(output)
-        batch, clips = hidden.shape[0], self.audio[0].shape[0]
-        if batch != clips:
-            if batch % clips:
-                raise ModelError(f"{batch} texts cannot share the audio of {clips} clips evenly")
-            key, value, mask = (
-                None if x is None else x.repeat_interleave(batch // clips, dim=0)
-                for x in self.audio
-            )
-            assert key is not None and value is not None
-            self.audio = key, value, mask
+        if hidden.shape[0] != self.audio[0].shape[0]:
+            self.audio = self._repeated(hidden.shape[0])
         return replace_hidden(output, self.block(hidden, *self.audio, self.gate))
+
+    def _repeated(self, batch: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Each clip's audio for ``batch / clips`` adjacent texts, as beam search lays them out."""
+        key, value, mask = self.clips
+        clips = key.shape[0]
+        if batch % clips:
+            raise ModelError(f"{batch} texts cannot share the audio of {clips} clips evenly")
+        beams = batch // clips
+        mask = None if mask is None else mask.repeat_interleave(beams, dim=0)
+        return key.repeat_interleave(beams, dim=0), value.repeat_interleave(beams, dim=0), mask
