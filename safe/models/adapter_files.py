@@ -1,7 +1,7 @@
 """The trained adapter on disk: safetensors and JSON, without the backbone.
 
 adapter_config.json, adapter_model.safetensors   LoRA of the fusion, PEFT's own format
-safe_adapter.safetensors                         projector and residual gates
+safe_adapter.safetensors                         projector, residual gates, a random base
 safe_config.json                                 model configuration, outer gate, backbone
 """
 
@@ -18,9 +18,11 @@ from torch import Tensor
 from configs.errors import CheckpointError
 from configs.schema import ModelConfig
 from safe.models.backbones import Backbone, load_backbone
+from safe.models.fusion_adapter import PROJECTIONS
 from safe.models.safe_model import SAFEModel
 
 FORMAT = 1
+_HEADER_KEYS = ("model", "outer_gate", "backbone")
 _PEFT_PREFIX = "base_model.model."
 
 
@@ -72,6 +74,7 @@ def from_pretrained(folder: Path, backbone: Backbone | None = None) -> SAFEModel
 
 def load_adapter(model: SAFEModel, folder: Path) -> None:
     """Put the tensors and the gate of ``folder`` into ``model``; every tensor must fit."""
+    gate = read_header(folder)["outer_gate"]
     own = _read_tensors(folder / "safe_adapter.safetensors")
     lora = {
         name.removeprefix(_PEFT_PREFIX): tensor
@@ -82,7 +85,7 @@ def load_adapter(model: SAFEModel, folder: Path) -> None:
     _require_same(folder / "adapter_model.safetensors", lora, expected)
     model.load_state_dict(own, strict=False)
     set_peft_model_state_dict(model.fusion, lora)
-    model.load_gate_state(read_header(folder)["outer_gate"])
+    model.load_gate_state(gate)
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -97,18 +100,23 @@ def read_header(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if header.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {header.get('format')!r}; this version reads {FORMAT}"
-        )
+    found = header.get("format") if isinstance(header, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{path} has format {found!r}; this version reads {FORMAT}")
+    if lacking := [key for key in _HEADER_KEYS if not isinstance(header.get(key), dict)]:
+        raise CheckpointError(f"{path} lacks {', '.join(lacking)}; it was edited or cut short")
     return header
 
 
 def _own_tensors(model: SAFEModel) -> dict[str, Tensor]:
-    """Projector and residual gates by their names in the model."""
+    """Projector, residual gates and a random base (no seed gives it back) by name."""
     tensors = {f"projector.{name}": t for name, t in model.projector.state_dict().items()}
     for index, block in model.fusion.blocks().items():
         tensors[f"fusion.{index}.residual.residual_scale"] = block.residual.residual_scale.detach()
+        if model.config.fusion.base == "random":
+            for name in PROJECTIONS:
+                weight = getattr(block, name).base_layer.weight
+                tensors[f"fusion.{index}.{name}.base_layer.weight"] = weight.detach()
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
