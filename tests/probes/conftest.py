@@ -1,6 +1,6 @@
 """Small models to probe: a hand-written foreign one with its YAML path, and a SAFE-type one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +218,12 @@ def safe_inputs() -> dict[str, Tensor]:
     labels[:, :2] = -100
     audio = torch.randn(2, AUDIO, generator=generator)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels, "audio": audio}
+
+
+@pytest.fixture(scope="session")
+def process_group() -> Iterator[None]:
+    """A world of one process, for DistributedDataParallel."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

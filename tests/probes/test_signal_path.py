@@ -1,7 +1,7 @@
 """A signal path finds the same modules in bare and wrapped models, and says what it cannot find."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,6 @@ BASE = {
     "layers": "lm.blocks.*",
     "fusion": "adapter.cross.{layer}",
 }
-
-
-@pytest.fixture(scope="module")
-def process_group() -> Iterator[None]:
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def _same(found: ResolvedPath, toy: Any) -> None:
