@@ -19,6 +19,8 @@ class ResolvedPath:
     spec: SignalPath
     model: nn.Module
     """The module to call: the model without data-parallel and compile wrappers."""
+    bare: nn.Module
+    """The model without any wrapper, to read attributes from."""
     projector: nn.Module
     layers: dict[int, nn.Module]
     """All decoder layers by number."""
@@ -53,8 +55,9 @@ class ResolvedPath:
         outer = self.spec.outer_gate
         if outer is None:
             return 1.0
-        bare = modules_by_name(self.model)[""]
-        return outer_gate_value(bare, outer) if isinstance(outer, str) else float(outer(bare))
+        if isinstance(outer, str):
+            return outer_gate_value(self.bare, outer)
+        return float(outer(self.bare))
 
 
 def resolve(path: SignalPath, model: nn.Module) -> ResolvedPath:
@@ -87,6 +90,7 @@ def resolve(path: SignalPath, model: nn.Module) -> ResolvedPath:
     resolved = ResolvedPath(
         spec=path,
         model=runnable(model),
+        bare=modules[""],
         layers={i: modules[name] for i, name in layer_names.items()},
         names=names,
         layer_names=layer_names,
