@@ -30,7 +30,10 @@ def save_pretrained(model: SAFEModel, folder: Path) -> None:
     """Write the adapter of ``model`` into ``folder`` (created when missing)."""
     folder.mkdir(parents=True, exist_ok=True)
     lora = get_peft_model_state_dict(model.fusion)
-    model.fusion.lora_config.save_pretrained(str(folder))
+    config = model.fusion.lora_config.to_dict()
+    # PEFT holds target_modules as a set, whose order changes from process to process
+    config = {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
     save_file(
         {_PEFT_PREFIX + k: v.contiguous() for k, v in lora.items()},
         folder / "adapter_model.safetensors",
