@@ -113,6 +113,8 @@ class SignalPath:
             raise PathError("give either fusion (modules beside the decoder) or splice (token id)")
         if self.fusion is None and any(getattr(self, n) for n in (*PER_LAYER, "gates")):
             raise PathError("residual, branch, attention and gates belong to fusion, not to splice")
+        if not (self.splice in (None, "prefix") or type(self.splice) is int):
+            raise PathError(f"splice: must be a token id or 'prefix', got {self.splice!r}")
         if self.loss not in ("mean", "sum"):
             raise PathError(f"loss: must be 'mean' or 'sum', got {self.loss!r}")
 
@@ -134,6 +136,9 @@ class SignalPath:
         for key in ("projector", "layers"):
             if not isinstance(data.get(key), str):
                 raise PathError(f"a signal path needs {key!r}, the name of a module")
+        for key in ("signal", "signal_input", "encoder", "text_embeddings", "head"):
+            if not isinstance(data.get(key, ""), str | None):
+                raise PathError(f"{key}: must be a name, got {data[key]!r}")
         values = dict(data)
         values["knobs"] = tuple(values.get("knobs", ()))
         if values.get("gates") is not None:

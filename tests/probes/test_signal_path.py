@@ -114,6 +114,8 @@ def test_what_matches_nothing_is_named(toy: Any, changes: dict[str, Any], messag
         ({"fusion": "adapter.cross"}, "must have {layer}"),
         ({"fusion": {"1": "adapter"}}, "a mapping from layer"),
         ({"layers": "lm.blocks"}, r"one \* in the place"),
+        ({"head": 3}, "head: must be a name, got 3"),
+        ({"fusion": None, "splice": "<image>"}, "a token id or 'prefix', got '<image>'"),
         ({"loss": "total"}, "'mean' or 'sum', got 'total'"),
         ({"gates": {"name": "x.{layer}", "transform": "relu"}}, "none, tanh, sigmoid"),
         ({"gates": {"name": "x.{layer}", "clamp": 1}}, r"\[low, high\], got 1"),
