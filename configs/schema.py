@@ -229,6 +229,8 @@ class DataConfig(Section):
     """Split to score at the end."""
     min_seconds: float = 0.1
     """Shorter clips are listed as unusable."""
+    audio: Literal["own", "mean"] = "own"
+    """own: each clip's embedding; mean: the training split's mean for all, the blind control."""
 
     def __post_init__(self) -> None:
         self.check_types()

@@ -173,6 +173,9 @@ def listen(config: RunConfig, accelerator: Accelerator, console: Console) -> Sou
     good = {n: [c for c in split if (c.split, c.id) not in bad] for n, split in clips.items()}
     _refuse_overlap(data, good, cache)
     splits = {name: _split(name, split, cache) for name, split in good.items()}
+    if data.audio == "mean":
+        splits = _deafened(splits, data.train_split)
+        console.print("  data.audio = mean: no clip is heard; a blind control, not a model")
     console.print(
         ", ".join(f"{len(s)} {name}" for name, s in splits.items())
         + f" clips from {root}, heard by {encoder.name} ({encoder.identity})",
@@ -216,6 +219,15 @@ def _split(name: str, clips: list[Clip], cache: EmbeddingCache) -> Split:
         embeddings=cache.lookup(clips),
         seconds=cache.seconds(clips),
     )
+
+
+def _deafened(splits: Mapping[str, Split], train: str) -> dict[str, Split]:
+    """Every clip with the mean training embedding: what can be learned without listening."""
+    mean = splits[train].embeddings.mean(axis=0)
+    return {
+        name: replace(split, embeddings=np.tile(mean, (len(split), 1)))
+        for name, split in splits.items()
+    }
 
 
 def _refuse_overlap(
