@@ -278,7 +278,7 @@ def test_nullspace_keeps_the_texts_queries(make_model, tokens):
         found[variant] = influence_on_queries(model, basis)
         assert max(p.abs().max() for p in trainables(model).values()) > 0
     assert found["no_retention"] > 1.0
-    assert found["nullspace_retention"] < 1e-5  # float32 rounding; measured about 1e-6
+    assert found["nullspace_retention"] < 1e-5  # float32 rounding; measured 3e-7
 
 
 def test_nullspace_basis_is_the_texts_query_inputs(make_model, tokens, texts):
