@@ -94,9 +94,21 @@ class Evaluator:
         keys = zip(self.split.audio_keys, self.split.captions, strict=True)
         return shuffle_pairs([{audio, *captions} for audio, captions in keys], seed=self.seed)
 
-    def quick(self, model: SAFEModel) -> tuple[Scores, dict[str, str]]:
+    def check(self) -> None:
+        """Find out, before any training, whether :meth:`full` can be done on this split.
+
+        Raises:
+            MetricError: a control or a measure is undefined for it.
+        """
+        _ = self.pairing
+        references = self.split.references
+        event_word_recall({clip: texts[0] for clip, texts in references.items()}, references)
+
+    def quick(
+        self, model: SAFEModel, progress: Progress | None = None
+    ) -> tuple[Scores, dict[str, str]]:
         """CIDEr and captions with the clips' own audio, for the course of a training."""
-        captions = self._captions(model, self.split.embeddings, "own audio", None)
+        captions = self._captions(model, self.split.embeddings, "own audio", progress)
         return self.scorer.score(captions, metrics=("cider",)), captions
 
     def full(

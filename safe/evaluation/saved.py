@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from configs.errors import CheckpointError
+from configs.overrides import dotted_fields
 from configs.schema import RunConfig
 from safe.console import progress
 from safe.evaluation.evaluate import Evaluation, Evaluator
@@ -13,8 +14,9 @@ from safe.models.adapter_files import load_adapter
 from safe.training.checkpoint import latest_good
 from safe.training.checkpoint_manifest import verify
 from safe.training.experiment import prepare
-from safe.training.run import Launch, make_accelerator, write_evaluation
+from safe.training.launch import Launch, engine
 from safe.training.run_directory import ADAPTER_NAME, read_config
+from safe.training.run_files import write_evaluation
 
 
 def evaluate_saved(
@@ -48,8 +50,8 @@ def evaluate_saved(
     root = config.data.root if data is None else data
     scored = config.data.test_split if split is None else split
     config = replace(config, data=replace(config.data, root=root, test_split=scored))
-    launch = Launch(console=console, device=device)
-    experiment = prepare(config, make_accelerator(config, launch), console)
+    config, accelerator = engine(config, Launch(console=console, device=device))
+    experiment = prepare(config, accelerator, console, dotted_fields())
     load_adapter(experiment.model, adapter)
     console.print(f"evaluating {adapter}", markup=False)
     evaluator = Evaluator(experiment.tokens, experiment.test, config.evaluation, config.optim.seed)

@@ -96,9 +96,6 @@ def prepare(
     Raises:
         SafeError: whatever of the user's input cannot be used, see the parts.
     """
-    config, notes = adapt_to_machine(config, accelerator.device)
-    for note in notes:
-        console.print(f"  {note}", markup=False)
     backbone = load(config, console)
     config, notes = adapt_to_backbone(
         config, backbone.hidden_size, backbone.num_layers, backbone.name, explicit
@@ -126,17 +123,6 @@ def prepare(
             f"data.max_caption_tokens = {config.data.max_caption_tokens} tokens"
         )
     return Experiment(config, model, tokens, sounds, dataset)
-
-
-def adapt_to_machine(config: RunConfig, device: torch.device) -> tuple[RunConfig, list[str]]:
-    """Use float32 on a processor without bfloat16 arithmetic, where bfloat16 would crawl."""
-    native = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if native or (config.model.dtype, config.optim.precision) == ("float32", "no"):
-        return config, []
-    model, optim = replace(config.model, dtype="float32"), replace(config.optim, precision="no")
-    return replace(config, model=model, optim=optim), [
-        "model.dtype and optim.precision bfloat16 -> float32: this processor has no bfloat16"
-    ]
 
 
 def load(config: RunConfig, console: Console) -> Backbone:

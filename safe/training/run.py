@@ -1,9 +1,9 @@
 """One run from its configuration to its verdict: train, checkpoint, resume, evaluate, save."""
 
-import json
+import shlex
 import time
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +11,24 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from typing_extensions import override
 
-from configs.errors import CheckpointError
+from configs.errors import SafeError
+from configs.model_configs import CONFIGS
+from configs.overrides import dotted_fields
 from configs.schema import RunConfig
 from safe.console import progress
 from safe.evaluation.evaluate import Evaluation, Evaluator
-from safe.evaluation.metrics import Scores
 from safe.models.adapter_files import load_adapter, save_pretrained
-from safe.training.callbacks import Callback, Step
-from safe.training.checkpoint import latest_good, publish, set_aside, step_name
+from safe.training.callbacks import Callback
+from safe.training.checkpoint import latest_good, publish, set_aside, step_name, step_of
 from safe.training.display import TrainingDisplay
-from safe.training.durable import write_atomically
 from safe.training.experiment import Experiment, prepare
 from safe.training.interrupt import Interrupt
+from safe.training.launch import Launch, engine
 from safe.training.retention import build_retention
 from safe.training.rng import capture_rng
 from safe.training.run_directory import ADAPTER_NAME, RunDirectory, read_config
+from safe.training.run_files import RunFiles, evaluated_epochs, write_evaluation, write_json
 from safe.training.stage_a import StageA, TrainingDiverged
 from safe.training.state import load_training_state, read_progress, save_training_state
 
@@ -39,126 +40,94 @@ class Interrupted(Exception):
     """A signal asked the run to stop; everything is saved and the message says how to go on."""
 
 
-@dataclass(frozen=True)
-class Launch:
-    """How a run is started, as opposed to what it is (its configuration)."""
-
-    console: Console
-    """Where to talk."""
-    output: Path = Path("runs")
-    """Folder of runs."""
-    name: str | None = None
-    """Folder name of the run; by default the config's name with date and time."""
-    device: str = "auto"
-    """"auto" (a GPU when there is one) or "cpu"."""
-    track: str | None = None
-    """"tensorboard" or "wandb": mirror the metrics there through accelerate."""
+class _EvaluationCut(Exception):
+    """A signal arrived while captions were generated; the evaluation starts anew on resume."""
 
 
-def start(config: RunConfig, explicit: Collection[str], launch: Launch) -> Evaluation | None:
-    """Make a run folder and train in it; see :func:`resume` for what comes back."""
-    accelerator = make_accelerator(config, launch)
-    experiment = prepare(config, accelerator, launch.console, explicit)
-    directory = None
-    if accelerator.is_main_process:
-        directory = RunDirectory.create(launch.output, launch.name, experiment.config.to_dict())
-    return _run(experiment, accelerator, directory, launch)
+def start(
+    config: RunConfig,
+    explicit: Collection[str],
+    launch: Launch,
+    callbacks: Collection[Callback] = (),
+) -> Evaluation | None:
+    """Make a run folder and train in it.
 
-
-def resume(path: Path, launch: Launch) -> Evaluation | None:
-    """Go on with an interrupted run, from its newest good checkpoint, bit for bit on a CPU.
+    Args:
+        config: what to run.
+        explicit: dotted keys that the user set and that are therefore taken literally.
+        launch: how to run it.
+        callbacks: further watchers.
 
     Returns:
         The final evaluation, on the main process; None on the others.
 
     Raises:
-        CheckpointError: no such run, or it is in use.
+        SafeError: something of the user's input is wrong; most of it before there is a folder.
         Interrupted: a signal asked to stop; the state is saved.
         TrainingDiverged: too many steps in a row were not finite.
     """
-    config = RunConfig.from_dict(read_config(path))
-    accelerator = make_accelerator(config, launch)
-    directory = RunDirectory.open(path) if accelerator.is_main_process else None
-    experiment = prepare(config, accelerator, launch.console)
-    return _run(experiment, accelerator, directory, launch)
+    config, accelerator = engine(config, launch)
+    experiment = prepare(config, accelerator, launch.console, explicit)
+    final = _final_evaluator(experiment)
+    main = accelerator.is_main_process
+    resolved = experiment.config.to_dict()
+    with RunDirectory.create(launch.output, launch.name, resolved) if main else nullcontext() as d:
+        return _run(experiment, final, accelerator, d, launch, callbacks)
 
 
-def make_accelerator(config: RunConfig, launch: Launch) -> Accelerator:
-    """The engine: device, precision, processes and trackers."""
-    return Accelerator(
-        cpu=launch.device == "cpu",
-        mixed_precision=config.optim.precision,
-        log_with=launch.track,
-        project_dir=str(launch.output) if launch.track else None,
-    )
+def resume(path: Path, launch: Launch, callbacks: Collection[Callback] = ()) -> Evaluation | None:
+    """Go on with an interrupted run, from its newest good checkpoint, bit for bit on a CPU.
+
+    Returns, and raises, what :func:`start` does.
+
+    Raises:
+        CheckpointError: no such run, it is in use, or it does not fit this program.
+    """
+    config, accelerator = engine(RunConfig.from_dict(read_config(path)), launch)
+    with RunDirectory.open(path) if accelerator.is_main_process else nullcontext() as directory:
+        # a saved configuration was adapted when the run began and is taken as it is
+        experiment = prepare(config, accelerator, launch.console, dotted_fields())
+        final = _final_evaluator(experiment)
+        return _run(experiment, final, accelerator, directory, launch, callbacks)
 
 
-class RunFiles(Callback):
-    """Writes metrics, captions and trackers as the training goes."""
-
-    def __init__(self, directory: RunDirectory, accelerator: Accelerator, track: str | None):
-        self.directory, self.accelerator, self.track = directory, accelerator, track
-
-    @override
-    def on_step_end(self, trainer: StageA, step: Step) -> None:
-        row = step.to_row()
-        self.directory.log_metrics(row)
-        if self.track:
-            numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
-            self.accelerator.log(numbers, step=step.step)
-
-    @override
-    def on_evaluation(
-        self, trainer: StageA, epoch: int, scores: Scores, captions: dict[str, str]
-    ) -> None:
-        low, high = scores.cider_interval
-        row = {
-            "kind": "evaluation",
-            "step": trainer.position.step,
-            "epoch": epoch,
-            "cider": scores.cider,
-            "cider_low": low,
-            "cider_high": high,
-            "clips": scores.n_clips,
-            "tokenizer": scores.tokenizer,
-        }
-        self.directory.log_metrics(row)
-        write_captions(self.directory.captions / f"epoch-{epoch:03d}.jsonl", {"own": captions})
-        if self.track:
-            self.accelerator.log({"cider": scores.cider}, step=trainer.position.step)
+def _final_evaluator(experiment: Experiment) -> Evaluator:
+    config = experiment.config
+    final = Evaluator(experiment.tokens, experiment.test, config.evaluation, config.optim.seed)
+    final.check()  # a test split that cannot be scored is an error before training, not after
+    return final
 
 
 def _run(
     experiment: Experiment,
+    final: Evaluator,
     accelerator: Accelerator,
     directory: RunDirectory | None,
     launch: Launch,
+    watchers: Collection[Callback],
 ) -> Evaluation | None:
     display = TrainingDisplay(launch.console, experiment.config.optim.epochs)
-    callbacks: list[Callback] = [display]
-    if directory is not None:
-        callbacks.insert(0, RunFiles(directory, accelerator, launch.track))
-        _write_json(
-            directory.path / "problems.json", [p.to_dict() for p in experiment.sounds.problems]
-        )
-    if launch.track:
-        accelerator.init_trackers("safe-probe", {"config": experiment.config.name})
-    try:
-        final = Evaluator(
-            experiment.tokens,
-            experiment.test,
-            experiment.config.evaluation,
-            experiment.config.optim.seed,
-        )
-        _ = final.pairing  # a test split that cannot be controlled for is an error before training
-        _Training(experiment, accelerator, directory, callbacks, launch.console).run()
-        return None if directory is None else _finish(experiment, final, directory, launch.console)
-    finally:
-        display.close()
-        if launch.track:
-            accelerator.end_training()
+    callbacks: list[Callback] = [display, *watchers]
+    with ExitStack() as stack:
+        stack.callback(display.close)
+        interrupt = stack.enter_context(Interrupt())
         if directory is not None:
-            directory.close()
+            callbacks.insert(0, RunFiles(directory, accelerator, launch.track))
+            problems = [p.to_dict() for p in experiment.sounds.problems]
+            write_json(directory.path / "problems.json", problems)
+        if launch.track:
+            accelerator.init_trackers("safe-probe", {"config": experiment.config.name})
+            stack.callback(accelerator.end_training)
+        training = _Training(
+            experiment, accelerator, directory, callbacks, launch.console, interrupt
+        )
+        try:
+            training.run()
+            return training.finish(final)
+        except (Interrupted, SafeError) as error:
+            if directory is not None:
+                directory.log(str(error))
+            raise
 
 
 class _Training:
@@ -171,49 +140,71 @@ class _Training:
         directory: RunDirectory | None,
         callbacks: list[Callback],
         console: Console,
+        interrupt: Interrupt,
     ) -> None:
         self.experiment, self.accelerator = experiment, accelerator
-        self.directory, self.console = directory, console
+        self.directory, self.console, self.interrupt = directory, console, interrupt
         config = experiment.config
-        self.trainer = StageA(
-            experiment.model,
-            experiment.dataset,
-            config.optim,
-            accelerator,
-            build_retention(
-                config.retention,
-                experiment.model,
-                experiment.tokens,
-                experiment.train.embeddings,
-                config.optim.seed,
-            ),
-            callbacks,
-        )
         self.evaluator = Evaluator(
             experiment.tokens, experiment.validation, config.evaluation, config.optim.seed
         )
-        self._saved_at = time.monotonic()
+        retention = build_retention(
+            config.retention,
+            experiment.model,
+            experiment.tokens,
+            experiment.train.embeddings,
+            config.optim.seed,
+        )
+        self.trainer = StageA(
+            experiment.model, experiment.dataset, config.optim, accelerator, retention, callbacks
+        )
+        self._saved_at, self._saved_step = time.monotonic(), -1
+        self._evaluated = 0
 
     def run(self) -> None:
         """Train to the end, or raise Interrupted after saving."""
         self._restore()
         trainer = self.trainer
-        with Interrupt() as interrupt:
-            for callback in trainer.callbacks:
-                callback.on_train_begin(trainer)
-            while True:
-                epoch_over = trainer.position.window == 0 and trainer.position.epoch > 0
-                if epoch_over or trainer.done:
-                    self._evaluate()
-                    self._save()
-                if self._stop_requested(interrupt):
-                    self._save()
-                    raise Interrupted(self._how_to_go_on(interrupt.signal_name))
-                if trainer.done:
-                    break
-                self._advance()
-            for callback in trainer.callbacks:
-                callback.on_train_end(trainer)
+        for callback in trainer.callbacks:
+            callback.on_train_begin(trainer)
+        while True:
+            epoch_over = trainer.position.window == 0 and trainer.position.epoch > 0
+            if epoch_over or trainer.done:
+                self._save()
+                self._evaluate()
+            if self._stop_requested():
+                self._save()
+                raise Interrupted(self._how_to_go_on())
+            if trainer.done:
+                break
+            self._advance()
+        for callback in trainer.callbacks:
+            callback.on_train_end(trainer)
+
+    def finish(self, final: Evaluator) -> Evaluation | None:
+        """Save the adapter, score the test split with its controls, write evaluation.json."""
+        if self.directory is None:
+            return None
+        experiment = self.experiment
+        publish(
+            self.directory.path,
+            ADAPTER_NAME,
+            lambda folder: save_pretrained(experiment.model, folder),
+            metadata={"config": experiment.config.name},
+        )
+        try:
+            with progress(self.console, "captioning the test split") as show:
+                evaluation = final.full(
+                    experiment.model,
+                    experiment.train,
+                    experiment.sounds.silence,
+                    self._unless_stopped(show),
+                )
+        except _EvaluationCut:
+            raise Interrupted(self._how_to_go_on()) from None
+        write_evaluation(self.directory.path, evaluation)
+        self.directory.log(f"{evaluation.verdict.outcome}: {evaluation.verdict.reason}")
+        return evaluation
 
     def _advance(self) -> None:
         try:
@@ -222,25 +213,32 @@ class _Training:
             self._save()
             raise TrainingDiverged(f"{error}; the last finite state is saved") from None
         due = time.monotonic() - self._saved_at > _SAVE_SECONDS
-        if due and self.trainer.position.window > 0:  # at an epoch's end the loop saves anyway
-            self._save()
+        if self._on_any_process(due) and self.trainer.position.window > 0:
+            self._save()  # at an epoch's end the loop saves anyway
 
     def _evaluate(self) -> None:
-        position = self.trainer.position
-        if position.evaluated == position.epoch:
-            return
-        every = self.experiment.config.evaluation.every_epochs
-        if self.directory is not None and (position.epoch % every == 0 or self.trainer.done):
-            scores, captions = self.evaluator.quick(self.experiment.model)
-            for callback in self.trainer.callbacks:
-                callback.on_evaluation(self.trainer, position.epoch, scores, captions)
+        """Score the evaluation split, on the main process; a signal cuts it short."""
+        epoch = self.trainer.position.epoch
+        due = epoch % self.experiment.config.evaluation.every_epochs == 0 or self.trainer.done
+        if self.directory is not None and due and self._evaluated < epoch:
+            try:
+                scores, captions = self.evaluator.quick(
+                    self.experiment.model, self._unless_stopped(lambda _done, _total: None)
+                )
+            except _EvaluationCut:
+                pass  # the loop sees the same signal next
+            else:
+                for callback in self.trainer.callbacks:
+                    callback.on_evaluation(self.trainer, epoch, scores, captions)
+                self._evaluated = epoch
         self.accelerator.wait_for_everyone()
-        position.evaluated = position.epoch
 
     def _save(self) -> None:
-        """Publish a checkpoint of the position between two steps."""
-        rng_states = gather_object([capture_rng()])
+        """Publish a checkpoint of the position between two steps, once per step."""
         step = self.trainer.position.step
+        if step == self._saved_step:
+            return
+        rng_states = gather_object([capture_rng()])
         if self.directory is not None:
             self.directory.sync_metrics()
             publish(
@@ -249,17 +247,17 @@ class _Training:
                 lambda folder: self._write(folder, rng_states),
                 metadata={"step": step, "config": self.experiment.config.name},
             )
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), step
         self.accelerator.wait_for_everyone()
 
     def _write(self, folder: Path, rng_states: list[Any]) -> None:
         trainer = self.trainer
-        save_pretrained(trainer.model, folder / "adapter")
+        save_pretrained(trainer.model, folder / ADAPTER_NAME)
         save_training_state(
             folder,
             optimizer=trainer.optimizer,
             named_parameters=trainer.parameters.items(),
-            scheduler_step=trainer.scheduler.last_epoch,
+            scheduler_step=trainer.position.step,
             progress=trainer.state(),
             rng_states=rng_states,
         )
@@ -268,17 +266,10 @@ class _Training:
     def _restore(self) -> None:
         """Load the newest good checkpoint of the run, if it has one."""
         trainer = self.trainer
-        folder = None
-        if self.directory is not None:
-            folder, rejected = latest_good(self.directory.checkpoints)
-            for path, reason in rejected:
-                aside = set_aside(path)
-                self.console.print(f"checkpoint {path.name} is damaged ({reason}): see {aside}")
-            self.directory.truncate_metrics(-1 if folder is None else _step_of(folder))
-        folder = gather_object([folder])[0]
+        folder = gather_object([self._newest_checkpoint()])[0]
         if folder is None:
             return
-        load_adapter(trainer.model, folder / "adapter")
+        load_adapter(trainer.model, folder / ADAPTER_NAME)
         trainer.retention.load_state(load_file(folder / "retention.safetensors"))
         trainer.load_state(read_progress(folder))
         state = load_training_state(
@@ -287,6 +278,7 @@ class _Training:
             named_parameters=trainer.parameters.items(),
             rank=self.accelerator.process_index,
         )
+        self._saved_step = trainer.position.step
         for note in state.notes:
             self.console.print(note, markup=False)
         self.console.print(
@@ -294,65 +286,43 @@ class _Training:
             markup=False,
         )
 
-    def _stop_requested(self, interrupt: Interrupt) -> bool:
-        """Whether any process was asked to stop; all processes get the same answer."""
-        if self.accelerator.num_processes == 1:
-            return interrupt.requested
-        return any(gather_object([interrupt.requested]))
+    def _newest_checkpoint(self) -> Path | None:
+        """On the main process: the one to go on from; damaged ones and later rows are put away."""
+        if self.directory is None:
+            return None
+        folder, rejected = latest_good(self.directory.checkpoints)
+        for path, reason in rejected:
+            text = f"checkpoint {path.name} is damaged ({reason}): kept as {set_aside(path)}"
+            self.console.print(text, markup=False)
+            self.directory.log(text)
+        step = None if folder is None else step_of(folder.name)
+        self.directory.truncate_metrics(-1 if step is None else step)
+        self._evaluated = evaluated_epochs(self.directory)
+        return folder
 
-    def _how_to_go_on(self, signal_name: str | None) -> str:
+    def _unless_stopped(self, show: Callable[[int, int], None]) -> Callable[[str, int, int], None]:
+        """A progress function that ends an evaluation when a signal has arrived."""
+
+        def report(_what: str, done: int, total: int) -> None:
+            if self.interrupt.requested:
+                raise _EvaluationCut
+            show(done, total)
+
+        return report
+
+    def _stop_requested(self) -> bool:
+        return self._on_any_process(self.interrupt.requested)
+
+    def _on_any_process(self, here: bool) -> bool:
+        """Whether something holds on any process; all of them get the same answer."""
+        return any(gather_object([here])) if self.accelerator.num_processes > 1 else here
+
+    def _how_to_go_on(self) -> str:
         position, total = self.trainer.position, self.trainer.total_steps
-        where = "RUN" if self.directory is None else self.directory.path
+        where = "RUN" if self.directory is None else shlex.quote(str(self.directory.path))
+        name = self.experiment.config.name
+        command = name if name in CONFIGS else next(iter(CONFIGS))  # any will do, the run decides
         return (
-            f"{signal_name or 'a signal'} received: saved at step {position.step} of {total}; "
-            f"go on with: safe-train {self.experiment.config.name} --resume {where}"
+            f"{self.interrupt.signal_name or 'a signal'} received: saved at step {position.step} "
+            f"of {total}; go on with: safe-train {command} --resume {where}"
         )
-
-
-def _finish(
-    experiment: Experiment, evaluator: Evaluator, directory: RunDirectory, console: Console
-) -> Evaluation:
-    """Save the adapter, score the test split with its controls, write evaluation.json."""
-    publish(
-        directory.path,
-        ADAPTER_NAME,
-        lambda folder: save_pretrained(experiment.model, folder),
-        metadata={"config": experiment.config.name},
-    )
-    with progress(console, "captioning the test split") as show:
-        evaluation = evaluator.full(
-            experiment.model,
-            experiment.train,
-            experiment.sounds.silence,
-            lambda _, done, total: show(done, total),
-        )
-    write_evaluation(directory.path, evaluation)
-    return evaluation
-
-
-def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """evaluation.json and captions/final.jsonl in ``folder``."""
-    (folder / "captions").mkdir(parents=True, exist_ok=True)
-    write_captions(folder / "captions" / "final.jsonl", evaluation.captions)
-    _write_json(folder / "evaluation.json", evaluation.to_dict())
-
-
-def write_captions(path: Path, captions: dict[str, dict[str, str]]) -> None:
-    """One JSON line per clip: its id and its caption under each condition."""
-    clips = list(next(iter(captions.values())))
-    rows = [
-        {"clip": clip, **{name: texts[clip] for name, texts in captions.items()}} for clip in clips
-    ]
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _step_of(folder: Path) -> int:
-    position = read_progress(folder)["position"]
-    step = position.get("step")
-    if not isinstance(step, int):
-        raise CheckpointError(f"{folder} has no step number in its training state")
-    return step

@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from configs.errors import SafeError
 from configs.schema import OptimConfig
@@ -40,8 +39,6 @@ class Position:
     """Windows (optimizer steps) done in the running epoch; the accumulation phase is always 0."""
     step: int = 0
     """Optimizer steps taken, skipped ones included."""
-    evaluated: int = 0
-    """Epochs after which the evaluation was done."""
     bad_in_a_row: int = 0
     """Steps skipped in a row because something was not finite."""
     skipped: int = 0
@@ -79,7 +76,6 @@ class StageA:
         self.total_steps = min(epochs_steps, config.max_steps or epochs_steps)
         self.parameters = {n: p for g in model.trainable_groups().values() for n, p in g.items()}
         self.optimizer = AdamW(self._parameter_groups(), betas=(0.9, 0.999), eps=1e-8)
-        self.scheduler = LambdaLR(self.optimizer, self._lr_factor)
         if accelerator.num_processes > 1:
             for parameter in self.parameters.values():
                 parameter.data = broadcast(parameter.data, from_process=0)
@@ -97,9 +93,6 @@ class StageA:
 
         Raises:
             TrainingDiverged: too many steps in a row were not finite; none of them moved anything.
-
-        Raises:
-            TrainingDiverged: too many steps in a row were not finite.
         """
         windows = self._windows(self.position.epoch)
         window = windows[self.position.window]
@@ -121,6 +114,7 @@ class StageA:
         start = time.perf_counter()
         number = self.position.step + 1
         self.model.train()
+        self._set_learning_rates()
         if self.model.outer_gate.warmup_steps:
             self.model.set_gate_warmup(number, self.model.outer_gate.warmup_steps)
         tokens = int(sum(self._lengths[i] for batch in window for i in batch))
@@ -141,7 +135,6 @@ class StageA:
             self.optimizer.step()
             self.retention.after_step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.scheduler.step()
         self._count(finite)
         step = Step(
             step=number,
@@ -165,16 +158,12 @@ class StageA:
         return step
 
     def state(self) -> dict[str, Any]:
-        """Position and schedule as JSON values."""
-        return {"position": asdict(self.position), "schedule": self.scheduler.last_epoch}
+        """The position as JSON values; the schedule is a function of its step."""
+        return {"position": asdict(self.position)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state`; the optimizer's tensors are restored by the caller."""
         self.position = Position(**state["position"])
-        self.scheduler.last_epoch = int(state["schedule"])
-        factor = self._lr_factor(self.scheduler.last_epoch)
-        for group, base in zip(self.optimizer.param_groups, self.scheduler.base_lrs, strict=True):
-            group["lr"] = base * factor
 
     def _backward(self, window: Sequence[Sequence[int]], tokens: int) -> Tensor:
         """Gradients of this process's share of the window; its part of the mean loss."""
@@ -217,8 +206,14 @@ class StageA:
         c = self.config
         return epoch_windows(self._lengths, c.batch_size, c.accumulation, c.seed, epoch)
 
+    def _set_learning_rates(self) -> None:
+        """The rates of the next step; skipped steps count, so a resumed run needs the step only."""
+        factor = self._lr_factor(self.position.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
     def _lr_factor(self, step: int) -> float:
-        """Linear warm-up, then half a cosine down to 0."""
+        """Linear warm-up, then half a cosine down to 0; ``step`` counts from 0."""
         warmup = math.ceil(self.config.warmup_ratio * self.total_steps)
         if step < warmup:
             return (step + 1) / (warmup + 1)
@@ -243,6 +238,7 @@ class StageA:
                         "names": chosen,
                         "name": name + suffix,
                         "lr": lr,
+                        "peak_lr": lr,
                         "weight_decay": decay,
                     }
                 )

@@ -1,0 +1,74 @@
+"""How a run is started: where it talks and writes, on which device, with how many processes."""
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import is_tensorboard_available, is_wandb_available
+from rich.console import Console
+
+from configs.errors import ConfigError
+from configs.schema import RunConfig
+
+_PATIENCE = timedelta(days=1)
+"""How long processes wait for one that encodes clips or scores; the usual ten minutes are few."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run is started, as opposed to what it is (its configuration)."""
+
+    console: Console
+    """Where to talk."""
+    output: Path = Path("runs")
+    """Folder of runs."""
+    name: str | None = None
+    """Folder name of the run; by default the config's name with date and time."""
+    device: str = "auto"
+    """"auto" (a GPU when there is one) or "cpu"."""
+    track: str | None = None
+    """"tensorboard" or "wandb": mirror the metrics there through accelerate."""
+
+
+def engine(config: RunConfig, launch: Launch) -> tuple[RunConfig, Accelerator]:
+    """The configuration as this machine can run it, and accelerate set up for it.
+
+    Raises:
+        ConfigError: the tracker asked for is not installed.
+    """
+    _require_tracker(launch.track)
+    cpu = launch.device == "cpu"
+    device = PartialState(cpu=cpu, timeout=_PATIENCE).device
+    config, notes = adapt_to_machine(config, device)
+    for note in notes:
+        launch.console.print(f"  {note}", markup=False)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=config.optim.precision,
+        log_with=launch.track,
+        project_dir=str(launch.output) if launch.track else None,
+    )
+    return config, accelerator
+
+
+def adapt_to_machine(config: RunConfig, device: torch.device) -> tuple[RunConfig, list[str]]:
+    """Use float32 on a processor without bfloat16 arithmetic, where bfloat16 would crawl."""
+    native = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if native or (config.model.dtype, config.optim.precision) == ("float32", "no"):
+        return config, []
+    model, optim = replace(config.model, dtype="float32"), replace(config.optim, precision="no")
+    return replace(config, model=model, optim=optim), [
+        "model.dtype and optim.precision bfloat16 -> float32: this processor has no bfloat16"
+    ]
+
+
+def _require_tracker(name: str | None) -> None:
+    """Accelerate drops a tracker that is not installed without a word; we do not."""
+    available = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+    if name is not None and not available[name]():
+        raise ConfigError(
+            f"--track {name}: the package is not installed; pip install 'safe-probe[tracking]', "
+            "or leave --track out (metrics.jsonl has the same numbers)"
+        )
