@@ -6,8 +6,14 @@ from pathlib import Path
 
 from configs.schema import RunConfig
 from safe.models.backbones import weights_available
+from safe.models.hub import looks_like_folder
 
 EMBEDDED = "embedded"
+SYNTHETIC = "synthetic"
+_NAMES = (EMBEDDED, "smollm2")
+"""Backbones that are meant by name, also where a folder happens to be called so."""
+_WITH_FILE = ("laion-clap:", "hf:")
+"""Audio encoders whose name goes on with a file or folder."""
 
 
 def use_what_is_here(config: RunConfig, explicit: Collection[str]) -> tuple[RunConfig, list[str]]:
@@ -40,10 +46,27 @@ def use_what_is_here(config: RunConfig, explicit: Collection[str]) -> tuple[RunC
             "then --audio-encoder aisfx"
         )
         model = replace(model, audio_encoder=EMBEDDED)
-    if "data.root" not in explicit and data.root != "synthetic" and not Path(data.root).is_dir():
+    if "data.root" not in explicit and data.root != SYNTHETIC and not Path(data.root).is_dir():
         lines.append(
             f"data {data.root} is not there: using the built-in synthetic clips. "
             "To use your own: --data FOLDER in AudioCaps layout"
         )
-        data = replace(data, root="synthetic")
+        data = replace(data, root=SYNTHETIC)
     return replace(config, model=model, data=data), lines
+
+
+def absolute_paths(config: RunConfig) -> RunConfig:
+    """The same configuration with every path absolute, so that a run resumes from any folder."""
+    model, data = config.model, config.data
+    kind, colon, file = model.audio_encoder.partition(":")
+    if kind + colon in _WITH_FILE and (Path(file).expanduser().exists() or looks_like_folder(file)):
+        model = replace(model, audio_encoder=f"{kind}:{_absolute(file)}")
+    if model.backbone not in _NAMES and looks_like_folder(model.backbone):
+        model = replace(model, backbone=_absolute(model.backbone))
+    if data.root != SYNTHETIC:
+        data = replace(data, root=_absolute(data.root))
+    return replace(config, model=model, data=data)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())

@@ -6,15 +6,22 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.errors import SafeError
+from configs.errors import ConfigError, SafeError, unknown
 from configs.model_configs import CONFIGS
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
+    from safe.evaluation.evaluate import Evaluation
+    from safe.training.launch import Launch
+
+_CHANGES = (
+    "backbone", "audio_encoder", "data", "epochs", "effective_batch", "seed", "config", "set",
+)  # fmt: skip
+"""Options that decide what a run is, as opposed to how it is started."""
 
 _EPILOG = """examples:
   safe-train phase1                              embedded model, built-in clips, a few minutes
@@ -28,8 +35,12 @@ _EPILOG = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 fine, 1 blocked, 2 wrong input, 3 interrupted)."""
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
+        parser, commands = _parser()
+        if words and not words[0].startswith("-") and words[0] not in commands:
+            raise ConfigError(unknown("config", words[0], commands))
+        arguments = parser.parse_args(words)
         code: int = arguments.run(arguments)
         return code
     except SafeError as error:
@@ -42,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from safe.console import make_console
-    from safe.summary import print_evaluation
-    from safe.training.run import Interrupted, Launch, resume, start
+    from safe.training.launch import Launch
+    from safe.training.run import resume, start
 
     console = make_console()
     launch = Launch(
@@ -53,36 +64,67 @@ def _train(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         track=arguments.track,
     )
+    if arguments.resume:
+        _refuse_changes(arguments)
+        folder = arguments.resume.resolve()  # now: `latest` may point elsewhere when we are done
+        return _finish(lambda: resume(folder, launch), launch, folder)
+    config, explicit = _config(arguments)
+    config = _prepare(config, explicit, console)
+    return _finish(lambda: start(config, explicit, launch), launch)
+
+
+def _finish(
+    run: Callable[[], "Evaluation | None"], launch: "Launch", folder: Path | None = None
+) -> int:
+    """Run to the end, print what came out, and return the exit code."""
+    from safe.summary import print_evaluation
+    from safe.training.run import Interrupted
+
     try:
-        if arguments.resume:
-            evaluation = resume(arguments.resume, launch)
-            folder = arguments.resume
-        else:
-            config, explicit = _config(arguments)
-            config, explicit = _prepare(config, explicit, console)
-            evaluation = start(config, explicit, launch)
-            folder = launch.output / (arguments.name or "latest")
+        evaluation = run()
     except Interrupted as stop:
-        console.print(str(stop), markup=False)
+        launch.console.print(str(stop), markup=False)
         return 3
     if evaluation is None:  # not the main process
         return 0
-    print_evaluation(evaluation, console, Path(folder).resolve())
+    folder = folder or (launch.output / (launch.name or "latest")).resolve()
+    print_evaluation(evaluation, launch.console, folder)
     return 1 if evaluation.verdict.outcome == "BLOCKED" else 0
 
 
-def _prepare(
-    config: "RunConfig", explicit: frozenset[str], console: Any
-) -> tuple["RunConfig", frozenset[str]]:
-    """Print what will run, after replacing what is not on this machine."""
+def _prepare(config: "RunConfig", explicit: frozenset[str], console: Any) -> "RunConfig":
+    """Replace what is not on this machine, and print what will run."""
     from configs.yaml_text import dump_yaml
-    from safe.available import use_what_is_here
+    from safe.available import absolute_paths, use_what_is_here
 
     config, notes = use_what_is_here(config, explicit)
+    config = absolute_paths(config)
     for note in notes:
         console.print(f"note: {note}", markup=False)
     console.print(dump_yaml(config), markup=False)
-    return config, explicit
+    return config
+
+
+def _refuse_changes(arguments: argparse.Namespace) -> None:
+    """A run goes on as it began; what would change it is an error, not a silent nothing."""
+    from safe.training.run_directory import read_config
+
+    given = [
+        "--" + name.replace("_", "-")
+        for name in (*_CHANGES, "name")
+        if getattr(arguments, name) not in (None, [])
+    ]
+    if given:
+        raise ConfigError(
+            f"--resume goes on with the configuration of the run; leave out {', '.join(given)}, "
+            "or start a new run without --resume"
+        )
+    begun_as = read_config(arguments.resume).get("name")
+    if begun_as in CONFIGS and begun_as != arguments.command:
+        raise ConfigError(
+            f"{arguments.resume} is a run of {begun_as!r}, not of {arguments.command!r}; "
+            f"go on with: safe-train {begun_as} --resume {arguments.resume}"
+        )
 
 
 def _config(arguments: argparse.Namespace) -> tuple["RunConfig", frozenset[str]]:
@@ -177,19 +219,15 @@ def _rollback(arguments: argparse.Namespace) -> int:
     if not arguments.apply:
         return 0
     from safe.console import make_console
-    from safe.summary import print_evaluation
-    from safe.training.run import Launch, start
+    from safe.training.launch import Launch
+    from safe.training.run import start
 
-    console = make_console()
-    launch = Launch(console=console, output=arguments.output)
-    evaluation = start(config, explicit, launch)
-    if evaluation is None:
-        return 0
-    print_evaluation(evaluation, console, (launch.output / "latest").resolve())
-    return 1 if evaluation.verdict.outcome == "BLOCKED" else 0
+    launch = Launch(console=make_console(), output=arguments.output)
+    return _finish(lambda: start(config, explicit, launch), launch)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser and the commands that it knows."""
     parser = argparse.ArgumentParser(
         prog="safe-train",
         description="Train an audio adapter onto a frozen vision-language model, and score it "
@@ -222,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     rollback.add_argument("--apply", action="store_true", help="start the baseline, not only say")
     rollback.add_argument("--output", type=Path, default=Path("runs"), help="folder of runs")
     rollback.set_defaults(run=_rollback)
-    return parser
+    return parser, list(commands.choices)
 
 
 def _train_parser(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """What a person sees while something runs: rich in a terminal, plain lines elsewhere."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,8 +13,12 @@ _PLAIN_SECONDS = 10.0
 
 
 def make_console(*, quiet: bool = False) -> Console:
-    """A console for standard output; without colour or cursor tricks when that is no terminal."""
-    return Console(quiet=quiet, highlight=False, soft_wrap=True)
+    """A console for standard output; without colour or cursor tricks when that is no terminal.
+
+    Silent in all processes of a distributed run but the first, which torchrun numbers in RANK.
+    """
+    secondary = os.environ.get("RANK", "0") != "0"
+    return Console(quiet=quiet or secondary, highlight=False, soft_wrap=True)
 
 
 @contextmanager

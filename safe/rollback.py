@@ -1,5 +1,6 @@
 """Back to the baseline: the seed's rollback plan as a config difference and a command."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,13 @@ from configs.schema import RunConfig
 from safe.training.run_directory import read_config
 
 BASELINE = "full"
-_KEPT = ("model.backbone", "model.audio_encoder", "data.root", "optim.seed")
-"""What a rollback takes over from the run: the same pieces and data, not the settings."""
+_FLAGS = {
+    "model.backbone": "--backbone",
+    "model.audio_encoder": "--audio-encoder",
+    "data.root": "--data",
+    "optim.seed": "--seed",
+}
+"""What a rollback takes over from the run, and its options: pieces and data, not settings."""
 
 
 def rolled_back(run: Path) -> tuple[RunConfig, frozenset[str]]:
@@ -20,7 +26,7 @@ def rolled_back(run: Path) -> tuple[RunConfig, frozenset[str]]:
         CheckpointError: no run folder.
     """
     values = _flat(RunConfig.from_dict(read_config(run)).to_dict())
-    kept = {key: values[key] for key in _KEPT}
+    kept = {key: values[key] for key in values if key in _FLAGS or key.startswith("data.")}
     return apply_values(get_config(BASELINE), kept), frozenset(kept)
 
 
@@ -33,20 +39,27 @@ def describe(run: Path, baseline: RunConfig) -> str:
         if before.get(key) != after[key]
         and key not in ("name", "description", "model.hidden_size", "model.num_layers")
     ]
-    command = (
-        f"safe-train {BASELINE} --backbone {baseline.model.backbone} "
-        f"--audio-encoder {baseline.model.audio_encoder} --data {baseline.data.root} "
-        f"--seed {baseline.optim.seed}"
-    )
     return "\n".join(
         [
             f"rollback of {run} to the baseline {BASELINE!r} (its values for a 40-layer backbone; "
             "they are adapted to this one when it starts):",
             *changed,
-            f"start it with: safe-train rollback {run} --apply",
-            f"which is: {command}",
+            f"start it with: {shlex.join(['safe-train', 'rollback', str(run), '--apply'])}",
+            f"which is: {_command(after)}",
         ]
     )
+
+
+def _command(values: dict[str, Any]) -> str:
+    """The baseline with what it takes over from the run, as a command line."""
+    usual = _flat(get_config(BASELINE).to_dict())
+    words = ["safe-train", BASELINE]
+    for key, flag in _FLAGS.items():
+        words += [flag, str(values[key])]
+    for key in values:
+        if key.startswith("data.") and key not in _FLAGS and values[key] != usual[key]:
+            words += ["--set", f"{key}={values[key]}"]
+    return shlex.join(words)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
