@@ -17,7 +17,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 from torch.optim import AdamW
 
-from configs.errors import SafeError
+from configs.errors import ModelError, SafeError
 from configs.schema import OptimConfig
 from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionDataset, epoch_windows
@@ -55,6 +55,9 @@ class StageA:
         accelerator: device, precision and processes.
         retention: term that keeps the model from forgetting.
         callbacks: watchers; called on the main process.
+
+    Raises:
+        ModelError: the model's gate is shut, so there is nothing to learn from.
     """
 
     def __init__(
@@ -66,6 +69,10 @@ class StageA:
         retention: Retention,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        if model.outer_gate.value == 0.0:
+            raise ModelError(
+                "the model's gate is 0, so no sound reaches the loss; open it with set_gate(1.0)"
+            )
         self.model, self.dataset, self.config = model, dataset, config
         self.accelerator, self.retention = accelerator, retention
         self.callbacks = list(callbacks) if accelerator.is_main_process else []
