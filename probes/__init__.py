@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from probes.context import Context
     from probes.record import Record
 
-PROBES: tuple[str, ...] = ("parameters", "magnitude", "gates", "influence", "sensitivity", "gradflow", "attention")
+PROBES: tuple[str, ...] = (
+    "parameters",
+    "magnitude",
+    "gates",
+    "influence",
+    "sensitivity",
+    "gradflow",
+    "attention",
+)
 """Names of the probes, in the order in which ``check`` runs them."""
 
 
