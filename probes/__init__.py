@@ -39,6 +39,7 @@ PROBES: tuple[str, ...] = (
     "sensitivity",
     "gradflow",
     "attention",
+    "data",
 )
 """Names of the probes, in the order in which ``check`` runs them."""
 
