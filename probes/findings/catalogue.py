@@ -1,0 +1,27 @@
+"""All rules by code: the single source of explanations, documentation and findings."""
+
+from configs.errors import ConfigError, unknown
+from probes.findings.data import DATA
+from probes.findings.gates import GATES
+from probes.findings.gradients import GRADIENTS
+from probes.findings.influence import INFLUENCE
+from probes.findings.magnitude import MAGNITUDE
+from probes.findings.parameters import PARAMETERS
+from probes.findings.rule import Family, Rule
+from probes.findings.scores import SCORES
+
+FAMILIES: tuple[Family, ...] = (
+    MAGNITUDE, GATES, GRADIENTS, INFLUENCE, PARAMETERS, DATA, SCORES,
+)  # fmt: skip
+CATALOGUE: dict[str, Rule] = {rule.code: rule for family in FAMILIES for rule in family.rules}
+
+
+def get_rule(code: str) -> Rule:
+    """The rule with this code, in either case.
+
+    Raises:
+        ConfigError: there is none; near misses are named.
+    """
+    if code.upper() not in CATALOGUE:
+        raise ConfigError(unknown("finding", code, CATALOGUE))
+    return CATALOGUE[code.upper()]
