@@ -32,7 +32,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description="Train the embedded backbone and audio encoder and write them with a model "
-        "card. About 15 minutes on one core."
+        "card. About 20 minutes on one core."
     )
     parser.add_argument(
         "--captions",
