@@ -1,5 +1,59 @@
-"""The public API of safe-probe: find out which link of the signal path is broken."""
+"""The public API of safe-probe: find out which link of the signal path is broken.
 
+    import safe_probe
+
+    diagnosis = safe_probe.diagnose(model, batches, optimizer=optimizer)
+    diagnosis.verdict, diagnosis.findings, diagnosis.records
+
+Names are loaded when they are first used, so that the command line answers without torch.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from probes.context import Context
+    from probes.diagnosis import Diagnosis, assert_signal, diagnose
+    from probes.findings.finding import Finding, Severity
+    from probes.findings.settings import Settings
+    from probes.record import Record, RecordLog
+    from probes.signal_path import GatePath, SignalPath
 
 __version__ = version("safe-probe")
+__all__ = [
+    "Context",
+    "Diagnosis",
+    "Finding",
+    "GatePath",
+    "Record",
+    "RecordLog",
+    "Settings",
+    "Severity",
+    "SignalPath",
+    "assert_signal",
+    "diagnose",
+]
+_HOMES = {
+    "Context": "probes.context",
+    "Diagnosis": "probes.diagnosis",
+    "Finding": "probes.findings.finding",
+    "GatePath": "probes.signal_path",
+    "Record": "probes.record",
+    "RecordLog": "probes.record",
+    "Settings": "probes.findings.settings",
+    "Severity": "probes.findings.finding",
+    "SignalPath": "probes.signal_path",
+    "assert_signal": "probes.diagnosis",
+    "diagnose": "probes.diagnosis",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'safe_probe' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -373,3 +373,20 @@ def _part(record: Record) -> str:
 
 def _name(record: Record) -> str:
     return record.detail or "the gate"
+
+
+@INFLUENCE.rule(
+    "SP420", "A probe could not measure", Link.INFLUENCE, Severity.NOTE,
+    what="Probes that were asked for and gave no records: what they need is missing (a note), or "
+    "the model failed under them (an error).",
+    why="What was not measured is unknown, not healthy.",
+    expected="every probe that was asked for",
+    source="definition of a check",
+    remedy="read the reason under 'not measured'; most probes need labelled batches",
+)  # fmt: skip
+def _not_measured(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
+    for r in facts.all("diagnosis", "not_measured"):
+        if r.value == 2:
+            yield Hit(r.component, None, "the model failed while it ran", Severity.ERROR)
+        elif r.value == 1:
+            yield Hit(r.component, None, "what it needs is missing")
