@@ -539,3 +539,14 @@ def test_nothing_trainable(toy: Any, toy_path: SignalPath, make_batch: Batches) 
     log = _measure(toy, [make_batch()], toy_path)
     assert _of(log, "projector") == {"state": State.NONE, "trainable": 0}
     assert _of(log, "model")["norm"] == 0
+
+
+def test_wrapped_models_give_the_same(
+    toy: Any, toy_path: SignalPath, make_batch: Batches, process_group: None
+) -> None:
+    batches = [make_batch(), make_batch(seed=1)]
+    bare = _measure(_steady(toy), batches, toy_path).records
+    wrapped = nn.parallel.DistributedDataParallel(toy)
+    assert _measure(wrapped, batches, toy_path).records == bare
+    wrapped(**make_batch())["loss"].backward()  # and still works
+    assert _measure(torch.compile(toy, backend="eager"), batches, toy_path).records == bare
