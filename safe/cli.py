@@ -63,6 +63,7 @@ def _train(arguments: argparse.Namespace) -> int:
         name=arguments.name,
         device=arguments.device,
         track=arguments.track,
+        shard=arguments.shard,
     )
     if arguments.resume:
         _refuse_changes(arguments)
@@ -276,6 +277,7 @@ def _train_parser(parser: argparse.ArgumentParser) -> None:
     add("--name", help="name of the run's folder (default: config and time)")
     add("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
     add("--config", type=Path, metavar="FILE", help="YAML file with values to override")
+    add("--shard", action="store_true", help="split the frozen backbone over processes (FSDP)")
     add("--track", choices=("tensorboard", "wandb"), help="mirror the metrics there")
     _set_option(parser)
     parser.set_defaults(run=_train)

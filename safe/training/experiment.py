@@ -28,9 +28,12 @@ from safe.models.backbones import Backbone, load_backbone
 from safe.models.safe_model import SAFEModel
 from safe.paths import cache_dir
 from safe.training.batches import CaptionDataset, CaptionTokens
+from safe.training.sharding import shard_backbone
 
 SYNTHETIC = "synthetic"
 """Value of data.root for the built-in clips."""
+_ONE_THREAD_HIDDEN_SIZE = 256
+"""Up to this width, threads wait for each other longer than they compute."""
 _LISTED = 5
 """Unusable clips that are printed; all of them are in problems.json."""
 
@@ -61,6 +64,8 @@ class Experiment:
     """Embeddings and captions."""
     dataset: CaptionDataset
     """Tokenised training captions."""
+    sharded: bool = False
+    """Whether the backbone is split, so that processes must run forward passes in step."""
 
     @property
     def train(self) -> Split:
@@ -84,6 +89,8 @@ def prepare(
     accelerator: Accelerator,
     console: Console,
     explicit: Collection[str] = (),
+    *,
+    shard: bool = False,
 ) -> Experiment:
     """Load, adapt, encode and build.
 
@@ -92,6 +99,7 @@ def prepare(
         accelerator: device and processes; the main process encodes, the others read.
         console: where to say what differs.
         explicit: dotted keys that the user set and that are therefore taken literally.
+        shard: split the frozen backbone over the processes.
 
     Raises:
         SafeError: whatever of the user's input cannot be used, see the parts.
@@ -100,6 +108,9 @@ def prepare(
     config, notes = adapt_to_backbone(
         config, backbone.hidden_size, backbone.num_layers, backbone.name, explicit
     )
+    if accelerator.device.type == "cpu" and backbone.hidden_size <= _ONE_THREAD_HIDDEN_SIZE:
+        torch.set_num_threads(1)
+        notes.append(f"1 processor thread: {backbone.name} is too small to be worth sharing")
     for note in notes:
         console.print(f"  {note}", markup=False)
     sounds = listen(config, accelerator, console)
@@ -107,6 +118,9 @@ def prepare(
     model = SAFEModel(backbone, config.model)
     if config.model.device_map is None:
         model.to(accelerator.device)
+    if shard:
+        count = shard_backbone(model, accelerator)
+        console.print(f"  {count} layers split over {accelerator.num_processes} processes")
     tokens = CaptionTokens(backbone.tokenizer, model.prompt)
     train = sounds.splits[config.data.train_split]
     dataset = CaptionDataset(
@@ -122,7 +136,7 @@ def prepare(
             f"  {dataset.truncated} of {len(dataset)} training captions are cut to "
             f"data.max_caption_tokens = {config.data.max_caption_tokens} tokens"
         )
-    return Experiment(config, model, tokens, sounds, dataset)
+    return Experiment(config, model, tokens, sounds, dataset, shard)
 
 
 def load(config: RunConfig, console: Console) -> Backbone:

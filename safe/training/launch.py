@@ -28,6 +28,8 @@ class Launch:
     """Folder name of the run; by default the config's name with date and time."""
     device: str = "auto"
     """"auto" (a GPU when there is one) or "cpu"."""
+    shard: bool = False
+    """Split the frozen backbone over the processes."""
     track: str | None = None
     """"tensorboard" or "wandb": mirror the metrics there through accelerate."""
 

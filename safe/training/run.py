@@ -67,7 +67,7 @@ def start(
         TrainingDiverged: too many steps in a row were not finite.
     """
     config, accelerator = engine(config, launch)
-    experiment = prepare(config, accelerator, launch.console, explicit)
+    experiment = prepare(config, accelerator, launch.console, explicit, shard=launch.shard)
     final = _final_evaluator(experiment)
     main = accelerator.is_main_process
     resolved = experiment.config.to_dict()
@@ -86,7 +86,9 @@ def resume(path: Path, launch: Launch, callbacks: Collection[Callback] = ()) -> 
     config, accelerator = engine(RunConfig.from_dict(read_config(path)), launch)
     with RunDirectory.open(path) if accelerator.is_main_process else nullcontext() as directory:
         # a saved configuration was adapted when the run began and is taken as it is
-        experiment = prepare(config, accelerator, launch.console, dotted_fields())
+        experiment = prepare(
+            config, accelerator, launch.console, dotted_fields(), shard=launch.shard
+        )
         final = _final_evaluator(experiment)
         return _run(experiment, final, accelerator, directory, launch, callbacks)
 
@@ -158,6 +160,7 @@ class _Training:
         self.trainer = StageA(
             experiment.model, experiment.dataset, config.optim, accelerator, retention, callbacks
         )
+        self.trainer.in_step = experiment.sharded
         self._saved_at, self._saved_step = time.monotonic(), -1
         self._evaluated = 0
 
@@ -183,15 +186,16 @@ class _Training:
 
     def finish(self, final: Evaluator) -> Evaluation | None:
         """Save the adapter, score the test split with its controls, write evaluation.json."""
-        if self.directory is None:
-            return None
         experiment = self.experiment
-        publish(
-            self.directory.path,
-            ADAPTER_NAME,
-            lambda folder: save_pretrained(experiment.model, folder),
-            metadata={"config": experiment.config.name},
-        )
+        if self.directory is not None:
+            publish(
+                self.directory.path,
+                ADAPTER_NAME,
+                lambda folder: save_pretrained(experiment.model, folder),
+                metadata={"config": experiment.config.name},
+            )
+        elif not experiment.sharded:
+            return None
         try:
             with progress(self.console, "captioning the test split") as show:
                 evaluation = final.full(
@@ -202,6 +206,8 @@ class _Training:
                 )
         except _EvaluationCut:
             raise Interrupted(self._how_to_go_on()) from None
+        if self.directory is None:
+            return None
         write_evaluation(self.directory.path, evaluation)
         self.directory.log(f"{evaluation.verdict.outcome}: {evaluation.verdict.reason}")
         return evaluation
@@ -220,7 +226,8 @@ class _Training:
         """Score the evaluation split, on the main process; a signal cuts it short."""
         epoch = self.trainer.position.epoch
         due = epoch % self.experiment.config.evaluation.every_epochs == 0 or self.trainer.done
-        if self.directory is not None and due and self._evaluated < epoch:
+        here = self.directory is not None or self.experiment.sharded
+        if here and due and self._evaluated < epoch:
             try:
                 scores, captions = self.evaluator.quick(
                     self.experiment.model, self._unless_stopped(lambda _done, _total: None)
@@ -266,7 +273,7 @@ class _Training:
     def _restore(self) -> None:
         """Load the newest good checkpoint of the run, if it has one."""
         trainer = self.trainer
-        folder = gather_object([self._newest_checkpoint()])[0]
+        folder, self._evaluated = gather_object([(self._newest_checkpoint(), self._evaluated)])[0]
         if folder is None:
             return
         load_adapter(trainer.model, folder / ADAPTER_NAME)
@@ -304,8 +311,8 @@ class _Training:
         """A progress function that ends an evaluation when a signal has arrived."""
 
         def report(_what: str, done: int, total: int) -> None:
-            if self.interrupt.requested:
-                raise _EvaluationCut
+            if self.interrupt.requested and not self.experiment.sharded:
+                raise _EvaluationCut  # processes in step could not all hear of it in time
             show(done, total)
 
         return report

@@ -77,6 +77,8 @@ class StageA:
         self.accelerator, self.retention = accelerator, retention
         self.callbacks = list(callbacks) if accelerator.is_main_process else []
         self.position = Position()
+        self.in_step = False
+        """Whether every process must run the same number of forward passes (sharded backbone)."""
         self._lengths = dataset.lengths()
         self.steps_per_epoch = len(self._windows(0))
         epochs_steps = self.steps_per_epoch * config.epochs
@@ -126,8 +128,8 @@ class StageA:
             self.model.set_gate_warmup(number, self.model.outer_gate.warmup_steps)
         tokens = int(sum(self._lengths[i] for batch in window for i in batch))
         share = self._backward(window, tokens)
-        retention = self.retention.backward(number) if self.accelerator.is_main_process else None
         loss = self._sum_over_processes(share)
+        retention = self.retention.backward(number)  # the same on every process, so not summed
         for callback in self.callbacks:
             callback.on_gradients(self, number)
         norms = self._gradient_norms()
@@ -176,14 +178,17 @@ class StageA:
         """Gradients of this process's share of the window; its part of the mean loss."""
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         total = torch.zeros((), device=self.accelerator.device)
-        for indices in window[process::processes]:
+        share = [(indices, 1.0) for indices in window[process::processes]]
+        if self.in_step and len(share) < math.ceil(len(window) / processes):
+            share.append((window[0], 0.0))  # a pass that only keeps step with the others
+        for indices, weight in share:
             batch = self.dataset.batch(indices).to(self.accelerator.device)
             with self.accelerator.autocast():
                 output = self.model(
                     batch.input_ids, batch.attention_mask, batch.audio, batch.labels, batch.seconds
                 )
             assert output.loss is not None
-            loss = output.loss / tokens
+            loss = weight * output.loss / tokens
             loss.backward()
             total += loss.detach().to(total.device)
         return total
