@@ -99,7 +99,10 @@ def main(arguments: Sequence[str]) -> int:
     size = sum(size for size, _ in sums.values())
     if size > LIMIT_BYTES:
         raise SystemExit(f"{size} bytes are more than the {LIMIT_BYTES} that may be shipped")
-    command = ["OMP_NUM_THREADS=1 python scripts/build_embedded.py", *map(str, arguments)]
+    command = [
+        "OMP_NUM_THREADS=1 python scripts/build_embedded.py",
+        *(Path(word).name if Path(word).is_file() else word for word in map(str, arguments)),
+    ]
     card = model_card(" ".join(command), options.captions, backbone, encoder, sums)
     (output / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     say(f"{size / 1e6:.1f} MB in {output}")
