@@ -1,6 +1,6 @@
 """All rules by code: the single source of explanations, documentation and findings."""
 
-from configs.errors import ConfigError, unknown
+from configs.errors import ConfigError, did_you_mean
 from probes.findings.data import DATA
 from probes.findings.gates import GATES
 from probes.findings.gradients import GRADIENTS
@@ -16,6 +16,12 @@ FAMILIES: tuple[Family, ...] = (
 CATALOGUE: dict[str, Rule] = {rule.code: rule for family in FAMILIES for rule in family.rules}
 
 
+def unknown_code(code: str) -> str:
+    """The end of an error about a code that is not in the catalogue."""
+    hint = did_you_mean(code.upper(), CATALOGUE)
+    return f"unknown finding {code!r}{hint}; `safe-probe list` prints all"
+
+
 def get_rule(code: str) -> Rule:
     """The rule with this code, in either case.
 
@@ -23,5 +29,5 @@ def get_rule(code: str) -> Rule:
         ConfigError: there is none; near misses are named.
     """
     if code.upper() not in CATALOGUE:
-        raise ConfigError(unknown("finding", code, CATALOGUE))
+        raise ConfigError(unknown_code(code))
     return CATALOGUE[code.upper()]

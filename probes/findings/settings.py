@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from configs.errors import ConfigError, unknown
-from probes.findings.catalogue import CATALOGUE
+from probes.findings.catalogue import CATALOGUE, unknown_code
 from probes.findings.finding import Finding, Severity
 from probes.findings.thresholds import Thresholds
 
@@ -45,10 +45,10 @@ class Settings:
         for what, codes in (("select", self.select), ("ignore", self.ignore)):
             for code in codes:
                 if not any(known.startswith(code) for known in CATALOGUE):
-                    raise ConfigError(f"{what}: {unknown('finding', code, CATALOGUE)}")
+                    raise ConfigError(f"{what}: {unknown_code(code)}")
         for code in self.severity:
             if code not in CATALOGUE:
-                raise ConfigError(f"severity: {unknown('finding', code, CATALOGUE)}")
+                raise ConfigError(f"severity: {unknown_code(code)}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Settings":

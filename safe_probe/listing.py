@@ -1,0 +1,35 @@
+"""The catalogue and the limits as plain text."""
+
+from dataclasses import fields
+
+from configs.errors import ConfigError, unknown
+from probes.findings.catalogue import CATALOGUE, FAMILIES
+from probes.findings.thresholds import Thresholds
+
+
+def findings_text(prefix: str = "") -> str:
+    """One line per finding whose code begins with ``prefix``, under its family.
+
+    Raises:
+        ConfigError: no code begins so.
+    """
+    prefix = prefix.upper()
+    if not any(code.startswith(prefix) for code in CATALOGUE):
+        raise ConfigError(unknown("finding", prefix, [f.prefix for f in FAMILIES]))
+    parts = []
+    for family in FAMILIES:
+        rules = [r for r in family.rules if r.code.startswith(prefix)]
+        if rules:
+            lines = [f"  {r.code}  {r.severity.word:<8} {r.title}" for r in rules]
+            parts.append("\n".join([f"{family.prefix} {family.title}", *lines]))
+    return "\n\n".join(parts)
+
+
+def thresholds_text() -> str:
+    """Every limit with its default, unit, meaning and source."""
+    limits = Thresholds()
+    return "\n".join(
+        f"{f.name} = {getattr(limits, f.name):g} ({f.metadata['unit']})\n"
+        f"  {f.metadata['meaning']}\n  source: {f.metadata['source']}"
+        for f in fields(Thresholds)
+    )
