@@ -11,7 +11,7 @@ what one text token gives to the N tokens; rows of padding are left out. Records
   0.99.
 - ``reach``, share of the tokens that may be attended to whose mean weight over the rows of their
   text exceeds 1/(10 N).
-- ``row_sum_error``, largest |sum - 1| of a row (float32 1e-6, bfloat16 up to 0.02).
+- ``row_sum_error``, largest |sum - 1| of a row (rounding: float32 2e-7, bfloat16 0.003).
 - ``nonfinite``, share of rows with NaN or infinity (a row whose tokens are all masked gives NaN);
   these rows are left out of everything else.
 

@@ -316,3 +316,34 @@ def test_what_it_refuses(toy: Any, toy_path: SignalPath, make_batch: Callable[..
     log = _measure(toy, [make_batch()], path)  # a branch [B, T, H] looks like one head's weights
     assert _of(log, "fusion", 1)["row_sum_error"] > 0.1
     assert [len(m._forward_hooks) for m in toy.modules()] == hooks
+
+
+def test_bf16_autocast_rounds_only(make_safe: Any, safe_inputs: Inputs) -> None:
+    model = make_safe()
+    plain = _measure(model, [safe_inputs])
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = _measure(model, [safe_inputs])
+    for one, two in zip(plain, rounded, strict=True):
+        assert (one.component, one.layer, one.statistic) == (
+            two.component,
+            two.layer,
+            two.statistic,
+        )
+        if one.statistic in ("entropy", "entropy_relative", "max_weight"):
+            assert two.value == pytest.approx(one.value, abs=5e-3)  # worst seen 4.4e-4
+        if one.statistic == "row_sum_error":
+            assert two.value < 0.01  # worst seen 0.003
+
+
+def test_nothing_is_left_behind_when_the_model_breaks(
+    toy: Any, toy_path: SignalPath, make_batch: Callable[..., Inputs]
+) -> None:
+    toy.train()
+    toy.lm.head.register_forward_hook(lambda *_: 1 / 0)
+    state = torch.get_rng_state()
+    hooks = [len(m._forward_hooks) for m in toy.modules()]
+    with pytest.raises(ZeroDivisionError):
+        _measure(toy, [make_batch()], toy_path)
+    assert [len(m._forward_hooks) for m in toy.modules()] == hooks
+    assert all(m.training for m in toy.modules())
+    assert torch.equal(torch.get_rng_state(), state)
