@@ -143,7 +143,7 @@ def _level(wave: Wave, level_db: float) -> Wave:
 def materialize_synthetic(
     folder: str | Path,
     *,
-    train: int = 1600,
+    train: int = 1280,
     val: int = 100,
     test: int = 100,
     seed: int = 0,
