@@ -29,12 +29,8 @@ def script(shell: str, parser: argparse.ArgumentParser) -> str:
         "complete -o default -F _safe_probe safe-probe"
     )
     if shell == "zsh":
-        loaded = "
-".join(
-            f"autoload -U +X {name} && {name}" for name in ("compinit", "bashcompinit")
-        )
-        return f"{loaded}
-{function}"
+        load = [f"autoload -U +X {name} && {name}" for name in ("compinit", "bashcompinit")]
+        return "\n".join([*load, function])
     return function
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -10,7 +11,7 @@ from rich.text import Text
 from probes.findings.facts import Facts
 from probes.ledger import State
 
-_BAR = 14
+_BAR = 10
 
 
 def bar(share: float, width: int = _BAR) -> str:
@@ -26,7 +27,8 @@ def table(title: str, *columns: str) -> Table:
     made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
         left = index == 0 or column.startswith("<")
-        made.add_column(column.removeprefix("<"), justify="left" if left else "right")
+        side: Literal["left", "right"] = "left" if left else "right"
+        made.add_column(column.removeprefix("<"), justify=side, no_wrap=index == 0)
     return made
 
 
@@ -160,7 +162,6 @@ def parameters_view(facts: Facts) -> RenderableType:
     """Counts by component."""
     view = table(
         "parameters", "component", "total", "trainable", "in optimizer", "lr", "bytes",
-        "<trainable, log",
     )  # fmt: skip
     rows = facts.all("parameters", "total")
     for r in rows:
@@ -171,7 +172,7 @@ def parameters_view(facts: Facts) -> RenderableType:
             r.component, f"{r.value:,.0f}", f"{trainable:,.0f}",
             number(get("in_optimizer"), ",.0f"),
             "-".join(f"{rate:.2g}" for rate in sorted(x for x in rates if x is not None)) or "-",
-            size(get("bytes")), bar(math.log10(trainable) / 10 if trainable > 1 else 0.0, 10),
+            size(get("bytes")),
         )  # fmt: skip
     return view
 

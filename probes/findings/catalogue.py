@@ -18,8 +18,8 @@ CATALOGUE: dict[str, Rule] = {rule.code: rule for family in FAMILIES for rule in
 
 def unknown_code(code: str) -> str:
     """The end of an error about a code that is not in the catalogue."""
-    hint = did_you_mean(code.upper(), CATALOGUE)
-    return f"unknown finding {code!r}{hint}; `safe-probe list` prints all"
+    hint = did_you_mean(code.upper(), CATALOGUE) or ";"
+    return f"unknown finding {code!r}{hint} `safe-probe list` prints all"
 
 
 def get_rule(code: str) -> Rule:
