@@ -34,9 +34,11 @@ def print_evaluation(evaluation: Evaluation, console: Console, folder: Path) -> 
     for name, floor in evaluation.floors.items():
         table.add_row(*_row(f"no model: {name}", floor))
     console.print(table)
-    meteor = scores.meteor_reason if scores.meteor is None else f"{100 * scores.meteor:.1f}"
+    meteor = scores.meteor_reason  # says why there is none
+    if scores.meteor is not None:
+        meteor = f"METEOR {100 * scores.meteor:.1f}"
     console.print(
-        f"BLEU-4 {_percent(scores.bleu_4)} · METEOR {meteor} · ROUGE-L {_percent(scores.rouge_l)} "
+        f"BLEU-4 {_percent(scores.bleu_4)} · {meteor} · ROUGE-L {_percent(scores.rouge_l)} "
         f"· event-word recall {100 * evaluation.event_recall:.0f}% · distinct captions "
         f"{100 * evaluation.diversity.distinct:.0f}%",
         markup=False,

@@ -27,6 +27,7 @@ while (($#)); do
         --name) name=${2:?a name must follow --name} && shift ;;
         --output) output=${2:?a folder must follow --output} && shift ;;
         --resume) run=${2:?a run must follow --resume} && shift ;;
+        --shard) launch+=("$1") ;;
         --device | --track) launch+=("$1" "${2:?a value must follow $1}") && shift ;;
         *) options+=("$1") ;;
     esac

@@ -104,9 +104,9 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def in_small_world(tiny_cache: Path) -> Iterator[None]:
-    """This test has the tiny runs' cache and no Java, its child processes too."""
+    """This module has the tiny runs' cache and no Java, its child processes too."""
     with small_world(tiny_cache):
         yield
 

@@ -94,13 +94,14 @@ class Evaluator:
         keys = zip(self.split.audio_keys, self.split.captions, strict=True)
         return shuffle_pairs([{audio, *captions} for audio, captions in keys], seed=self.seed)
 
-    def check(self) -> None:
+    def check(self, train: Split) -> None:
         """Find out, before any training, whether :meth:`full` can be done on this split.
 
         Raises:
-            MetricError: a control or a measure is undefined for it.
+            MetricError: a control, a floor or a measure is undefined for it.
         """
         _ = self.pairing
+        self._floors(train)
         references = self.split.references
         event_word_recall({clip: texts[0] for clip, texts in references.items()}, references)
 

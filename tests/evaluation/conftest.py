@@ -1,13 +1,24 @@
-"""The real captions and a Java check, shared by the tests of the evaluation package."""
+"""The real captions, a Java check and tiny models, shared by the tests of the package."""
 
 from __future__ import annotations
 
 import csv
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 
 from safe.evaluation.text import java_available
+
+_SOURCE = Path(__file__).resolve().parents[1] / "models" / "conftest.py"
+_spec = spec_from_file_location("tiny_backbones", _SOURCE)
+assert _spec is not None and _spec.loader is not None
+_tiny = sys.modules["tiny_backbones"] = module_from_spec(_spec)
+_spec.loader.exec_module(_tiny)
+
+make_backbone = _tiny.make_backbone
+make_model = _tiny.make_model
 
 
 @pytest.fixture(scope="session")
