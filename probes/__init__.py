@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PROBES: tuple[str, ...] = (
     "parameters",
+    "modules",
     "magnitude",
     "gates",
     "influence",

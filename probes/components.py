@@ -1,5 +1,6 @@
 """Which part of the signal path a parameter belongs to."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -52,6 +53,12 @@ def owned_parameters(path: ResolvedPath) -> list[Owned]:
             old.component, old.layer, old.name = component, layer, name
         old.also_in = parts - {old.component}
     return list(found.values())
+
+
+def owner_finder(path: ResolvedPath) -> Callable[[str], tuple[str, int | None]]:
+    """A function from the name of a module or parameter to its component and layer."""
+    prefixes = _prefixes(path)
+    return lambda name: _owner(name, prefixes)
 
 
 def _prefixes(path: ResolvedPath) -> dict[str, tuple[str, int | None]]:

@@ -163,7 +163,7 @@ def _same(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
     cosine = facts.value(_DATA, "signal", "cosine_between_clips")
     if facts.value(_DATA, "signal", "silent") == 1 or clips < 2 or distinct is None:
         return
-    if round(distinct * clips) <= 1 or (cosine is not None and cosine > limits.same_clips):
+    if distinct * clips < 1.5 or (cosine is not None and cosine > limits.same_clips):
         text = "" if cosine is None else f", mean cosine {cosine:.6f}"
         yield Hit("signal", None, f"{distinct * clips:.0f} different among {clips:.0f} clips{text}")
 

@@ -1,5 +1,6 @@
 """SP4: whether everything is wired as declared, and the signal changes what the model says."""
 
+import math
 from collections.abc import Iterator
 
 from probes.findings.facts import Facts, Hit
@@ -110,7 +111,8 @@ def _no_projector(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     remedy="see the earlier findings; without any, follow the signal with `safe-probe magnitude`",
 )  # fmt: skip
 def _disconnected(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
-    if facts.value(_INF, "signal:swapped", "changed") == 0 and not _cold(facts, limits):
+    same = facts.value(_INF, "signal:swapped", "changed") == 0
+    if same and not _cold(facts, limits) and not _nonfinite(facts):
         yield Hit("model", None, "no logit changes in any bit with another clip's signal")
 
 
@@ -186,7 +188,7 @@ def _harm(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
     remedy="multiply everything that the fusion adds by the gate, and edit no backbone weight",
 )  # fmt: skip
 def _parity(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
-    if facts.value(_INF, "signal:repeat", "changed"):
+    if facts.value(_INF, "signal:repeat", "changed") or _nonfinite(facts):
         return
     for control in ("gate:zero", "signal:none"):
         share = facts.value(_INF, control, "parity_changed")
@@ -210,7 +212,7 @@ def _parity(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
 def _thrown_away(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
     arrives = facts.layers(_MAG, "fusion", "contribution_median")
     for layer, changed in facts.layers(_INF, "fusion", "changed").items():
-        if changed == 0 and arrives.get(layer, 0.0) > limits.gate_noise:
+        if not _nonfinite(facts) and changed == 0 and arrives.get(layer, 0.0) > limits.gate_noise:
             yield Hit("fusion", layer, f"contribution {arrives[layer]:.3g}, no logit changes")
 
 
@@ -228,7 +230,7 @@ def _unconnected(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
         places = ("tokens",) if r.part == "projector" else ("contribution", "logits")
         seen = [facts.value(_SENS, r.component, f"relative_change_{p}", r.layer) for p in places]
         first = next((value for value in seen if value is not None), None)
-        if first == 0:
+        if first == 0 and not _nothing_to_turn(facts, r):
             yield Hit(_part(r), r.layer, f"{_name(r)} turned by 0.6 and 1.7: no change at all")
 
 
@@ -348,6 +350,20 @@ def _random(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     largest = facts.value(_INF, "signal:repeat", "max_change") or 0.0
     if share and largest > 1e-3:
         yield Hit("model", None, f"{share:.1%} of the logits change, by up to {largest:.2g}")
+
+
+def _nothing_to_turn(facts: Facts, dial: Record) -> bool:
+    """Whether what the dial multiplies is zero anyway (SP103, SP211, or a zero branch)."""
+    if dial.part == "projector":
+        return facts.value(_MAG, "projector", "l2_median") == 0
+    return facts.value(_MAG, "fusion", "branch_ratio", dial.layer) == 0
+
+
+def _nonfinite(facts: Facts) -> bool:
+    """Whether the output is NaN anyway, so that comparing its bits says nothing (SP101, SP102)."""
+    loss = facts.value(_INF, "signal:own", "loss")
+    parts = facts.layers(_MAG, "fusion", "contribution_median").values()
+    return not all(map(math.isfinite, [0.0 if loss is None else loss, *parts]))
 
 
 def _cold(facts: Facts, limits: Thresholds) -> bool:

@@ -181,7 +181,7 @@ def _lora(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
 @PARAMETERS.rule(
     "SP510", "A frozen part is in training mode", Link.ENCODER, Severity.WARNING, symptom=False,
     what="Dropouts and batch norms in training mode, as found, inside a part without trainable "
-    "parameters.",
+    "parameters; outside the encoder it is a note.",
     why="Dropout makes the same clip sound different at every step, and batch norms go on changing "
     "their statistics though their weights are frozen.",
     expected="evaluation mode in every frozen part",
@@ -191,7 +191,9 @@ def _lora(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
 def _mode(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     for r in facts.all("modules", "noisy_in_training"):
         if r.value and facts.value(_PAR, r.component, "trainable") == 0:
-            yield Hit(r.component, None, f"{r.value:.0f} dropouts or batch norms in training mode")
+            severity = None if r.component == "encoder" else Severity.NOTE
+            measured = f"{r.value:.0f} dropouts or batch norms in training mode"
+            yield Hit(r.component, None, measured, severity)
 
 
 def _has_optimizer(facts: Facts) -> bool:
