@@ -350,3 +350,14 @@ def test_divergence_with_tokens_ruled_out() -> None:
     nan = torch.tensor([[torch.nan, 1.0]])
     assert changes(nan, nan.clone()) == (0, 0.0)
     assert changes(nan, torch.tensor([[torch.nan, 1.5]])) == (1, 0.5)
+
+
+def test_wrapped_models_give_the_same_numbers(
+    toy: Any, toy_path: SignalPath, make_batch: Callable[..., Inputs], process_group: None
+) -> None:
+    plain = _measure(toy, [make_batch()], toy_path).records
+    wrapped = nn.parallel.DistributedDataParallel(toy)
+    assert _measure(wrapped, [make_batch()], toy_path).records == plain
+    compiled = torch.compile(toy, backend="eager")
+    compiled(**make_batch())
+    assert _measure(compiled, [make_batch()], toy_path).records == plain

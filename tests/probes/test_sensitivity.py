@@ -392,3 +392,29 @@ def test_model_is_as_found(make_safe: Any, safe_inputs: Inputs, error: type) -> 
 def test_needs_batches(make_safe: Any) -> None:
     with pytest.raises(ProbeError, match="sensitivity probe needs at least one batch"):
         _measure(make_safe(), [])
+
+
+def test_wrapped_and_half_precision_models(
+    toy: Any, toy_path: SignalPath, make_batch: Callable[..., Inputs], process_group: None
+) -> None:
+    toy.adapter.cross["3"] = _NormedCross()
+    plain = _measure(toy, [make_batch()], toy_path).records
+    assert _named(RecordLog(plain)) == {"projector:LayerNorm adapter.cross.3.post": [3]}
+    wrapped = nn.parallel.DistributedDataParallel(toy)
+    assert _measure(wrapped, [make_batch()], toy_path).records == plain
+    compiled = torch.compile(toy, backend="eager")
+    compiled(**make_batch())
+    assert _measure(compiled, [make_batch()], toy_path).records == plain
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = _measure(toy, [make_batch()], toy_path)
+    assert _named(rough) == {"projector:LayerNorm adapter.cross.3.post": [3]}
+
+
+class _NormedCross(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights, self.out, self.post = nn.Softmax(-1), nn.Linear(16, 16), nn.LayerNorm(16)
+
+    def forward(self, hidden: Tensor, *, tokens: Tensor) -> Tensor:
+        weights = self.weights((hidden @ tokens.mT)[:, None])
+        return self.post(self.out((weights @ tokens[:, None])[:, 0]) - self.out.bias)
