@@ -125,8 +125,9 @@ def _fresh(request: Request, console: Console) -> Subject:
     experiment = prepare(config, accelerator, console, explicit)
     gate = experiment.model.outer_gate
     if gate.warmup_steps:
-        experiment.model.set_gate_warmup(1, gate.warmup_steps)  # as in the first training step
-        console.print(f"gate warm-up: at step 1 of {gate.warmup_steps}, as the training begins")
+        # at the first of its steps hardly a bit would pass, and nothing could be said of the path
+        experiment.model.set_gate_warmup(gate.warmup_steps, gate.warmup_steps)
+        console.print(f"gate warm-up of {gate.warmup_steps} steps: measured at its end")
     about = {"config": config.name, "backbone": experiment.model.name, "step": 0}
     return _subject(experiment, accelerator, request, about, 0, {}, [])
 

@@ -108,9 +108,8 @@ def gates_view(facts: Facts) -> RenderableType:
 def gradflow_view(facts: Facts) -> RenderableType:
     """The ledger: every declared component, also those without a gradient."""
     view = table(
-        "gradients: before clipping, mean over batches",
-        "component", "layer", "state", "tensors", "norm", "norm/weight", "update", "SNR",
-        "<norm, log",
+        "gradients before clipping; step: relative size of one update",
+        "component", "layer", "state", "tensors", "norm", "/weight", "step", "SNR", "<log",
     )  # fmt: skip
     rows = [r for r in facts.all("gradflow", "state") if not r.detail]
     norms = [facts.value("gradflow", r.component, "norm", r.layer) or 0.0 for r in rows]
@@ -125,7 +124,7 @@ def gradflow_view(facts: Facts) -> RenderableType:
             r.component, "" if r.layer is None else str(r.layer), state, f"{trainable:.0f}",
             number(norm if trainable else None, ".2g"), number(get("gradient_to_weight"), ".2g"),
             number(get("update_to_weight"), ".1e"), number(get("snr"), ".2g"),
-            bar(1 + math.log10(norm / top) / 8 if norm > 0 else 0.0),
+            bar(1 + math.log10(norm / top) / 8 if norm > 0 else 0.0, 6),
         )  # fmt: skip
     return view
 

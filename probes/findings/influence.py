@@ -225,12 +225,12 @@ def _thrown_away(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
     source="an experiment on this model",
     remedy="use the attribute in forward() instead of a copy taken in __init__",
 )  # fmt: skip
-def _unconnected(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
+def _unconnected(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
     for r in _dials(facts, facts.all(_SENS, "strength")):
         places = ("tokens",) if r.part == "projector" else ("contribution", "logits")
         seen = [facts.value(_SENS, r.component, f"relative_change_{p}", r.layer) for p in places]
         first = next((value for value in seen if value is not None), None)
-        if first == 0 and not _nothing_to_turn(facts, r):
+        if first == 0 and not _nothing_to_turn(facts, limits, r):
             yield Hit(_part(r), r.layer, f"{_name(r)} turned by 0.6 and 1.7: no change at all")
 
 
@@ -244,8 +244,12 @@ def _unconnected(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     source="LayerNorm(a x) = LayerNorm(x)",
     remedy="remove the named normalisation, or put it in front of the scale",
 )  # fmt: skip
-def _cancelled(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
-    named = [r for r in facts.all(_SENS, "elasticity_after") if r.detail]
+def _cancelled(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
+    named = [
+        r
+        for r in facts.all(_SENS, "elasticity_after")
+        if r.detail and not (r.part == "gate" and _nothing_to_turn(facts, limits, r))
+    ]
     for r in named:
         yield Hit(_part(r), r.layer, f"{r.detail} cancels it (elasticity {r.value:.2g} after it)")
     if named:
@@ -253,7 +257,8 @@ def _cancelled(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     places = {"projector": "elasticity_tokens", "gate": "elasticity_contribution"}
     for part, statistic in places.items():
         for r in _dials(facts, facts.all(_SENS, statistic)):
-            if r.part == part and abs(r.value) < 0.1:
+            lost = _nothing_to_turn(facts, limits, r)
+            if r.part == part and abs(r.value) < 0.1 and not lost:
                 yield Hit(_part(r), r.layer, f"{_name(r)}: {statistic} {r.value:.2g}")
 
 
@@ -352,11 +357,14 @@ def _random(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
         yield Hit("model", None, f"{share:.1%} of the logits change, by up to {largest:.2g}")
 
 
-def _nothing_to_turn(facts: Facts, dial: Record) -> bool:
-    """Whether what the dial multiplies is zero anyway (SP103, SP211, or a zero branch)."""
+def _nothing_to_turn(facts: Facts, limits: Thresholds, dial: Record) -> bool:
+    """Whether what the dial multiplies is zero anyway, or lost in the rounding of bfloat16."""
     if dial.part == "projector":
         return facts.value(_MAG, "projector", "l2_median") == 0
-    return facts.value(_MAG, "fusion", "branch_ratio", dial.layer) == 0
+    gated = facts.value(_MAG, "fusion", "gated_ratio", dial.layer)
+    if gated is None:
+        gated = facts.value(_MAG, "fusion", "contribution_median", dial.layer)
+    return gated is not None and gated < limits.gate_noise
 
 
 def _nonfinite(facts: Facts) -> bool:
@@ -367,10 +375,10 @@ def _nonfinite(facts: Facts) -> bool:
 
 
 def _cold(facts: Facts, limits: Thresholds) -> bool:
-    """Whether nothing arrives because training has not begun to open the gate or the branch."""
+    """Whether nothing arrives (beyond rounding), and training has only begun to open the way."""
     arrives = facts.layers(_MAG, "fusion", "contribution_median").values()
     closed = [abs(v) == 0 for v in facts.layers("gates", "gate", "value").values()]
-    nothing = bool(arrives) and not any(arrives)
+    nothing = bool(arrives) and max(arrives) < limits.gate_noise
     return (nothing or (bool(closed) and all(closed))) and facts.step(_INF) < limits.warm
 
 

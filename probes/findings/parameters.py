@@ -53,7 +53,7 @@ def _encoder(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
 
 
 @PARAMETERS.rule(
-    "SP503", "Nothing is trainable", Link.OPTIMIZER, Severity.WARNING, symptom=False,
+    "SP503", "Nothing is trainable", Link.OPTIMIZER, Severity.NOTE, symptom=False,
     what="Trainable parameters of the whole model; fires at 0, as an error with an optimizer.",
     why="A training would change nothing. For inference it is as it should be.",
     expected="a trainable projector and fusion",
