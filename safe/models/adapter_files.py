@@ -65,19 +65,21 @@ def from_pretrained(folder: Path, backbone: Backbone | None = None) -> SAFEModel
         config.backbone, dtype=config.dtype, device_map=config.device_map,
         quantization=config.quantization,
     )  # fmt: skip
-    if backbone.identity != header["backbone"]["identity"]:
-        raise CheckpointError(
-            f"the adapter in {folder} was trained on backbone {header['backbone']['name']!r} "
-            f"({header['backbone']['identity']}), not on {backbone.name!r} ({backbone.identity})"
-        )
+    _require_backbone(folder, header, backbone)
     model = SAFEModel(backbone, config)
     load_adapter(model, folder)
     return model
 
 
 def load_adapter(model: SAFEModel, folder: Path) -> None:
-    """Put the tensors and the gate of ``folder`` into ``model``; every tensor must fit."""
-    gate = read_header(folder)["outer_gate"]
+    """Put the tensors and the gate of ``folder`` into ``model``; every tensor must fit.
+
+    Raises:
+        CheckpointError: as :func:`from_pretrained`; ``model`` is unchanged then.
+    """
+    header = read_header(folder)
+    _require_backbone(folder, header, model)
+    gate = header["outer_gate"]
     own = _read_tensors(folder / "safe_adapter.safetensors")
     lora = {
         name.removeprefix(_PEFT_PREFIX): tensor
@@ -109,6 +111,16 @@ def read_header(folder: Path) -> dict[str, Any]:
     if lacking := [key for key in _HEADER_KEYS if not isinstance(header.get(key), dict)]:
         raise CheckpointError(f"{path} lacks {', '.join(lacking)}; it was edited or cut short")
     return header
+
+
+def _require_backbone(folder: Path, header: dict[str, Any], here: Backbone | SAFEModel) -> None:
+    """Raise CheckpointError unless the adapter was trained on these very weights."""
+    trained_on = header["backbone"]
+    if here.identity != trained_on["identity"]:
+        raise CheckpointError(
+            f"the adapter in {folder} was trained on backbone {trained_on['name']!r} "
+            f"({trained_on['identity']}), not on {here.name!r} ({here.identity})"
+        )
 
 
 def _own_tensors(model: SAFEModel) -> dict[str, Tensor]:

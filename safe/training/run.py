@@ -96,7 +96,8 @@ def resume(path: Path, launch: Launch, callbacks: Collection[Callback] = ()) -> 
 def _final_evaluator(experiment: Experiment) -> Evaluator:
     config = experiment.config
     final = Evaluator(experiment.tokens, experiment.test, config.evaluation, config.optim.seed)
-    final.check(experiment.train)  # a test split that cannot be scored is an error before training, not after
+    # a test split that cannot be scored is an error before training, not after
+    final.check(experiment.train)
     return final
 
 

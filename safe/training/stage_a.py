@@ -127,9 +127,13 @@ class StageA:
         if self.model.outer_gate.warmup_steps:
             self.model.set_gate_warmup(number, self.model.outer_gate.warmup_steps)
         tokens = int(sum(self._lengths[i] for batch in window for i in batch))
+        # On every process, which keeps them in step, but it counts once. Summing it rather than
+        # trusting it to be the same everywhere keeps the processes' parameters equal to the bit.
+        retention = self.retention.backward(number)
+        if not self.accelerator.is_main_process:
+            self.optimizer.zero_grad(set_to_none=True)
         share = self._backward(window, tokens)
         loss = self._sum_over_processes(share)
-        retention = self.retention.backward(number)  # the same on every process, so not summed
         for callback in self.callbacks:
             callback.on_gradients(self, number)
         norms = self._gradient_norms()

@@ -197,6 +197,21 @@ def test_find_adapter_prefers_the_finished_one_and_verifies(tiny_run: Any, tmp_p
         find_adapter(tmp_path)
 
 
+def test_run_on_other_backbone_weights_is_refused(
+    tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safe.training import experiment
+
+    load = experiment.load_backbone
+
+    def changed(*args: Any, **options: Any) -> Any:
+        return replace(load(*args, **options), identity="embedded@other")
+
+    monkeypatch.setattr(experiment, "load_backbone", changed)
+    with pytest.raises(CheckpointError, match="backbone 'embedded'.*embedded@other"):
+        evaluate_saved(tiny_run.folder, console(), output=tmp_path, device="cpu")
+
+
 def test_evaluation_knows_its_settings(tiny_run: Any) -> None:
     saved = json.loads((tiny_run.folder / "evaluation.json").read_text())
     assert saved == json.loads(json.dumps(tiny_run.evaluation.to_dict()))

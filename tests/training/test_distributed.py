@@ -26,7 +26,7 @@ from safe.training.stage_a import StageA
 LOSS_TOLERANCE = 1e-5
 """Relative; measured: 1.2e-7 (the sums of a step are taken in another order)."""
 ADAPTER_TOLERANCE = 1e-4
-"""Relative L2 distance of a tensor after three steps; measured: 4e-6 (AdamW divides by small
+"""Relative L2 distance of a tensor after three steps; measured: 5e-6 (AdamW divides by small
 gradients, which magnifies the difference)."""
 
 
@@ -58,6 +58,7 @@ def test_two_processes_train_what_one_does(
     config = make_tiny_config(
         tiny_data, optim__accumulation=3, optim__max_steps=3, retention__variant="soft_retention",
         retention__every=2, evaluation__every_epochs=9,
+        optim__lr_projector=1e-4, optim__lr_adapter=1e-4,  # larger steps magnify rounding
     )  # fmt: skip
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config.to_dict()))
