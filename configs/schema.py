@@ -188,7 +188,7 @@ class OptimConfig(Section):
 
     @property
     def effective_batch(self) -> int:
-        """Clips per optimizer step and process."""
+        """Clips per optimizer step, over all processes."""
         return self.batch_size * self.accumulation
 
 

@@ -1,6 +1,6 @@
 """Two processes train what one does, stop together when one is told to, and resume.
 
-Run under torchrun as `test_distributed.py CONFIG_JSON OUTPUT` this file is one of the processes.
+Run under torchrun as `test_distributed.py CONFIG_JSON OUTPUT whole|sharded` this file is one of the processes.
 """
 
 import io
@@ -30,9 +30,9 @@ ADAPTER_TOLERANCE = 1e-4
 gradients, which magnifies the difference)."""
 
 
-def worker(config: RunConfig, output: Path) -> None:
+def worker(config: RunConfig, output: Path, *, shard: bool) -> None:
     """Train until process 1, and it alone, gets a signal after step 2; then resume to the end."""
-    launch = Launch(Console(file=io.StringIO()), output, "two", device="cpu")
+    launch = Launch(Console(file=io.StringIO()), output, "two", device="cpu", shard=shard)
     take_step = StageA.take_step
 
     def with_signal(self: StageA, *args: Any) -> Any:
@@ -45,14 +45,19 @@ def worker(config: RunConfig, output: Path) -> None:
     with pytest.raises(Interrupted, match="saved at step 2 of 3"):
         start(config, dotted_fields(), launch)
     StageA.take_step = take_step  # type: ignore[method-assign]
-    launch = Launch(Console(file=io.StringIO()), output, device="cpu")
+    launch = Launch(Console(file=io.StringIO()), output, device="cpu", shard=shard)
     evaluation = resume(output / "two", launch)
     assert (evaluation is not None) == (os.environ["RANK"] == "0")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_small_world")
+@pytest.mark.parametrize("backbone", ["whole", "sharded"])
 def test_two_processes_train_what_one_does(
-    tiny_data: Path, make_tiny_config: Callable[..., RunConfig], tmp_path: Path
+    backbone: str,
+    tiny_data: Path,
+    make_tiny_config: Callable[..., RunConfig],
+    tmp_path: Path,
 ) -> None:
     # 22 clips are 6 micro-batches, the last one of 2: windows of 3 and 3, shared 2 and 1
     config = make_tiny_config(
@@ -64,7 +69,7 @@ def test_two_processes_train_what_one_does(
     file.write_text(json.dumps(config.to_dict()))
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         __file__, str(file), str(tmp_path)],
+         __file__, str(file), str(tmp_path), backbone],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True, text=True, timeout=550, check=False,
     )  # fmt: skip
@@ -98,4 +103,8 @@ def test_processes_but_the_first_are_silent(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 if __name__ == "__main__":
-    worker(RunConfig.from_dict(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))
+    worker(
+        RunConfig.from_dict(json.loads(Path(sys.argv[1]).read_text())),
+        Path(sys.argv[2]),
+        shard=sys.argv[3] == "sharded",
+    )
