@@ -37,6 +37,10 @@ _FADE_SECONDS = 0.01
 _SPEC_FILE = "synthetic.json"
 
 
+TRAIN_CLIPS, SCORED_CLIPS = 1280, 100
+"""Built-in training clips, and clips each in val and test."""
+
+
 @dataclass(frozen=True)
 class SyntheticScene:
     """What a clip contains and what is said about it."""
@@ -143,9 +147,9 @@ def _level(wave: Wave, level_db: float) -> Wave:
 def materialize_synthetic(
     folder: str | Path,
     *,
-    train: int = 1280,
-    val: int = 100,
-    test: int = 100,
+    train: int = TRAIN_CLIPS,
+    val: int = SCORED_CLIPS,
+    test: int = SCORED_CLIPS,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:

@@ -22,7 +22,7 @@ from safe.data.manifests import Clip, load_split
 from safe.data.overlap import assert_no_overlap
 from safe.data.problems import Problem
 from safe.data.splits import Split
-from safe.data.synthetic import materialize_synthetic
+from safe.data.synthetic import SCORED_CLIPS, TRAIN_CLIPS, materialize_synthetic
 from safe.models.audio_encoders import AudioEncoder, load_audio_encoder
 from safe.models.backbones import Backbone, load_backbone
 from safe.models.safe_model import SAFEModel
@@ -189,7 +189,8 @@ def data_root(data: DataConfig, accelerator: Accelerator, console: Console) -> P
     if data.root != SYNTHETIC:
         return Path(data.root)
     with accelerator.main_process_first(), progress(console, "writing synthetic clips") as show:
-        return materialize_synthetic(cache_dir() / "synthetic", progress=show)
+        folder = cache_dir() / f"{SYNTHETIC}-{TRAIN_CLIPS}-{SCORED_CLIPS}"
+        return materialize_synthetic(folder, progress=show)
 
 
 def silence_embedding(encoder: AudioEncoder, like: Split) -> np.ndarray:
