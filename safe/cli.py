@@ -16,6 +16,7 @@ from configs.model_configs import CONFIGS
 if TYPE_CHECKING:
     from configs.schema import RunConfig
     from safe.evaluation.evaluate import Evaluation
+    from safe.training.callbacks import Callback
     from safe.training.launch import Launch
 
 _CHANGES = (
@@ -56,7 +57,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from safe.training.launch import Launch
     from safe.training.run import resume, start
 
-    console = make_console()
+    console, watchers = make_console(), _watchers(arguments)
     launch = Launch(
         console=console,
         output=arguments.output,
@@ -68,10 +69,23 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.resume:
         _refuse_changes(arguments)
         folder = arguments.resume.resolve()  # now: `latest` may point elsewhere when we are done
-        return _finish(lambda: resume(folder, launch), launch, folder)
+        return _finish(lambda: resume(folder, launch, watchers), launch, folder)
     config, explicit = _config(arguments)
     config = _prepare(config, explicit, console)
-    return _finish(lambda: start(config, explicit, launch), launch)
+    return _finish(lambda: start(config, explicit, launch, watchers), launch)
+
+
+def _watchers(arguments: argparse.Namespace) -> "list[Callback]":
+    """What watches the training, as the command line asks."""
+    if arguments.probe_every is None:
+        return []
+    if arguments.shard:
+        raise ConfigError(
+            "--probe-every needs the whole backbone in each process; leave out it or --shard"
+        )
+    from safe_probe.watch import ProbeWatch
+
+    return [ProbeWatch(arguments.probe_every)]
 
 
 def _finish(
@@ -279,6 +293,7 @@ def _train_parser(parser: argparse.ArgumentParser) -> None:
     add("--config", type=Path, metavar="FILE", help="YAML file with values to override")
     add("--shard", action="store_true", help="split the frozen backbone over processes (FSDP)")
     add("--track", choices=("tensorboard", "wandb"), help="mirror the metrics there")
+    add("--probe-every", type=int, metavar="N", help="probe the run every N steps: probes.jsonl")
     _set_option(parser)
     parser.set_defaults(run=_train)
 

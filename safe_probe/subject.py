@@ -23,13 +23,13 @@ from probes.scores import score_records
 from safe.evaluation.saved import find_adapter
 from safe.models.adapter_files import load_adapter
 from safe.models.safe_model import SAFEModel
-from safe.training.batches import epoch_windows
 from safe.training.checkpoint import step_of
 from safe.training.experiment import Experiment, prepare
 from safe.training.launch import Launch, engine
 from safe.training.retention import build_retention
 from safe.training.run_directory import read_config
 from safe.training.stage_a import StageA
+from safe_probe.watch import batches_of
 
 EMBEDDED, SYNTHETIC = "embedded", "synthetic"
 
@@ -174,7 +174,9 @@ def _subject(
     trainer = StageA(model, experiment.dataset, config.optim, accelerator, retention)
     return Subject(
         model=model,
-        batches=batches_of(experiment, request.batches, request.batch_size),
+        batches=batches_of(
+            experiment.dataset, config.optim.seed, request.batches, request.batch_size
+        ),
         about=about,
         optimizer=trainer.optimizer,
         step=step,
@@ -184,14 +186,6 @@ def _subject(
         further=further,
         experiment=experiment,
     )
-
-
-def batches_of(experiment: Experiment, count: int, size: int) -> list[Any]:
-    """The first ``count`` micro-batches of ``size`` training examples, as a training draws them."""
-    windows = epoch_windows(
-        experiment.dataset.lengths(), size, 1, experiment.config.optim.seed, epoch=0
-    )
-    return [experiment.dataset.batch(window[0]) for window in windows[:count]]
 
 
 def rebuild(experiment: Experiment, scale: float, gate_init: float) -> SAFEModel:

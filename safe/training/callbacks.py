@@ -1,6 +1,7 @@
 """What may watch a training without changing it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safe.evaluation.metrics import Scores
@@ -61,6 +62,9 @@ class Callback:
 
     They must leave model, optimizer and random state as found.
     """
+
+    def on_run_begin(self, folder: Path) -> None:
+        """The run's folder is there and ours; once per process, before :meth:`on_train_begin`."""
 
     def on_train_begin(self, trainer: "StageA") -> None:
         """Before the first step of this process (also after a resume)."""

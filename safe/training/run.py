@@ -116,6 +116,8 @@ def _run(
         interrupt = stack.enter_context(Interrupt())
         if directory is not None:
             callbacks.insert(0, RunFiles(directory, accelerator, launch.track))
+            for callback in callbacks:
+                callback.on_run_begin(directory.path)
             problems = [p.to_dict() for p in experiment.sounds.problems]
             write_json(directory.path / "problems.json", problems)
         if launch.track:

@@ -1,0 +1,142 @@
+"""Probing a run while it trains changes nothing of it and survives an interruption."""
+
+import io
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState
+from rich.console import Console
+
+from configs.errors import ConfigError
+from configs.overrides import dotted_fields
+from configs.schema import RunConfig
+from probes.errors import ProbeError, RecordError
+from probes.record import RecordLog
+from safe.cli import main
+from safe.training.callbacks import Callback, Step
+from safe.training.launch import Launch
+from safe.training.run import Interrupted, resume, start
+from safe.training.stage_a import StageA
+from safe_probe.watch import ProbeWatch
+
+pytestmark = pytest.mark.usefixtures("in_small_world")
+
+
+class StopAt(Callback):
+    """Ends the process's training at the end of a step, politely or like a power cut."""
+
+    def __init__(self, step: int, polite: bool) -> None:
+        self.step, self.polite = step, polite
+
+    def on_step_end(self, trainer: StageA, step: Step) -> None:
+        if step.step == self.step:
+            if not self.polite:
+                raise RuntimeError("power cut")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def launch(output: Path) -> Launch:
+    return Launch(console=Console(file=io.StringIO()), output=output, name="run", device="cpu")
+
+
+def train(config: RunConfig, output: Path, callbacks: Sequence[Callback]) -> Path:
+    start(config, dotted_fields(), launch(output), callbacks)
+    return output / "run"
+
+
+@pytest.fixture(scope="module")
+def watched(
+    tiny_run: Any, in_small_world: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:  # fmt: skip
+    """The folder of the tiny run, watched every second step."""
+    return train(tiny_run.config, tmp_path_factory.mktemp("watched"), [ProbeWatch(2)])
+
+
+def test_watched_run_is_the_same_to_the_byte(watched: Path, tiny_run: Any) -> None:
+    names = ("adapter", "checkpoints", "captions")
+    files = [f for n in names for f in (tiny_run.folder / n).rglob("*") if f.is_file()]
+    assert len(files) > 8
+    for file in [*files, tiny_run.folder / "metrics.jsonl", tiny_run.folder / "evaluation.json"]:
+        twin = watched / file.relative_to(tiny_run.folder)
+        assert twin.read_bytes() == file.read_bytes(), file
+
+
+def test_rows_of_the_chosen_steps_agree_with_the_metrics(watched: Path) -> None:
+    log = RecordLog.read(watched / "probes.jsonl")
+    assert sorted({r.step for r in log}) == [0, 1, 2, 4, 6]
+    assert {r.probe for r in log} == {"magnitude", "gates"}
+    rows = [json.loads(line) for line in (watched / "metrics.jsonl").read_text().splitlines()]
+    steps = {row["step"]: row for row in rows if row["kind"] == "step"}
+    layers = {r.layer for r in log.select(statistic="raw")}
+    assert layers and all(f"gate/{layer}" in steps[1] for layer in layers)
+    for step in (1, 2, 4, 6):
+        for layer in layers:
+            raw = log.value(step=step, statistic="raw", layer=layer)
+            moved = log.value(step=step, statistic="moved", layer=layer)
+            first = log.value(step=0, statistic="raw", layer=layer)
+            assert raw == steps[step][f"gate/{layer}"]
+            assert first is not None and moved == abs(raw - first)
+
+
+@pytest.mark.parametrize(("step", "polite"), [(1, True), (4, True), (4, False), (5, False)])
+def test_resumed_run_has_the_file_of_an_uninterrupted_one(
+    step: int, polite: bool, watched: Path, tiny_run: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted if polite else RuntimeError):
+        train(tiny_run.config, tmp_path, [ProbeWatch(2), StopAt(step, polite)])
+    resume(tmp_path / "run", launch(tmp_path), [ProbeWatch(2)])
+    ours = (tmp_path / "run" / "probes.jsonl").read_bytes()
+    assert ours == (watched / "probes.jsonl").read_bytes()
+    assert not list((tmp_path / "run").glob(".tmp-*"))
+
+
+def test_foreign_file_in_the_way_is_an_error_that_names_it(
+    watched: Path, tiny_run: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        train(tiny_run.config, tmp_path, [StopAt(2, polite=True)])
+    (tmp_path / "run" / "probes.jsonl").write_text("mine\n")
+    with pytest.raises(RecordError, match=r"probes\.jsonl, line 1"):
+        resume(tmp_path / "run", launch(tmp_path), [ProbeWatch(2)])
+
+
+def test_probe_that_fails_leaves_a_row_and_the_training_goes_on(
+    tiny_data: Path, make_tiny_config: Callable[..., RunConfig], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("probes.magnitude.measure", lambda _context: 1 / 0)
+    config = make_tiny_config(tiny_data, optim__max_steps=1)
+    folder = train(config, tmp_path, [ProbeWatch(1)])
+    log = RecordLog.read(folder / "probes.jsonl")
+    assert log.value(component="magnitude", statistic="not_measured", step=1) == 2
+    assert log.value(statistic="raw", step=1) is not None
+
+
+@pytest.mark.parametrize("every", [0, -3])
+def test_impossible_interval_is_refused(every: int) -> None:
+    with pytest.raises(ConfigError, match="must be at least 1"):
+        ProbeWatch(every)
+
+
+def test_unknown_probe_is_refused_before_training() -> None:
+    with pytest.raises(ProbeError, match="did you mean 'gates'"):
+        ProbeWatch(10, probes=["gate"])
+
+
+def test_sharded_backbone_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--probe-every", "5", "--shard"]) == 2
+    assert "--probe-every needs the whole backbone" in capsys.readouterr().err
+
+
+def test_command_line_writes_the_file(tiny_data: Path, tmp_path: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    small = ["--set", "optim.max_steps=2", "--set", "evaluation.max_new_tokens=4"]
+    data = ["--data", str(tiny_data), "--effective-batch", "8", "--device", "cpu"]
+    where = ["--output", str(tmp_path), "--name", "run", "--probe-every", "50"]
+    assert main(["demo", *small, *data, *where]) in (0, 1)
+    assert {r.step for r in RecordLog.read(tmp_path / "run" / "probes.jsonl")} == {0, 1}
