@@ -57,6 +57,8 @@ class Backbone:
     """The text that ends right before the caption."""
     identity: str
     """Name and content hash of the weights, to recognise the same backbone again."""
+    sees: bool = False
+    """Whether pictures mean something to it: a LLaVA with the vision tower it was trained with."""
 
     def __post_init__(self) -> None:
         self.model.requires_grad_(requires_grad=False)
@@ -164,7 +166,7 @@ def load_backbone(
     identity = f"{label}@{file_digest(weight_files(folder), edge_bytes=_EDGE_BYTES)}"
     if not _is_llava(model):
         return backbone_from_causal_lm(model, tokenizer, name, prompt=prompt, identity=identity)
-    return Backbone(model, tokenizer, name, prompt, identity)
+    return Backbone(model, tokenizer, name, prompt, identity, _sees(model, tokenizer, folder))
 
 
 def backbone_from_causal_lm(
@@ -253,6 +255,18 @@ def _load_options(dtype: str, device_map: str | None, quantization: str | None) 
 
 def _is_llava(model: "PreTrainedModel") -> bool:
     return type(model).__name__.endswith("ForConditionalGeneration")
+
+
+def _sees(model: "PreTrainedModel", tokenizer: Any, folder: Path) -> bool:
+    """Say whether a LLaVA-type model can be shown pictures: not with a random vision tower.
+
+    Only LLaVA itself: its relatives cut pictures into tiles in ways of their own.
+    """
+    if model.config.model_type != "llava" or folder.resolve() == EMBEDDED / "backbone":
+        return False
+    image = model.config.image_token_id
+    mark = tokenizer.convert_ids_to_tokens(image)
+    return mark is not None and image in tokenizer(mark).input_ids
 
 
 def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:

@@ -79,7 +79,7 @@ class SAFEModel(nn.Module):
             )
         self.config = config
         self.tokenizer, self.prompt, self.name = backbone.tokenizer, backbone.prompt, backbone.name
-        self.identity = backbone.identity
+        self.identity, self.sees = backbone.identity, backbone.sees
         self.backbone: Any = backbone.model
         self.layers = dict(enumerate(backbone.layers))
         self.projector = build_projector(config.projector, config.audio_dim, config.hidden_size)

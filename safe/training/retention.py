@@ -4,11 +4,16 @@ Without audio our model is the untouched backbone, bit for bit, so it cannot for
 sense. What it can lose is the ability to ignore a sound: asked for the capital of France while a
 dog barks, it should answer as before. Every variant therefore works on everyday texts that are
 heard together with a clip that has nothing to do with them.
+
+A backbone that sees (``Backbone.sees``: a LLaVA with its trained vision tower) is asked about drawn
+pictures as well, by soft, fisher and full retention. The embedded model and language models put
+into the LLaVA class have a random tower, whose pictures mean nothing: for them it is texts alone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -20,10 +25,9 @@ from configs.schema import RetentionConfig
 from safe.models.layer_output import hidden_of
 from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionTokens
+from safe.training.retention_images import RetentionImages
 from safe.training.retention_texts import RetentionTexts, TextBatch
 
-_BATCH = 8
-"""Texts per batch."""
 _ENERGY = 0.95
 """Share of the query inputs' energy that the protected subspace holds."""
 
@@ -97,7 +101,8 @@ def build_retention(
     """The retention of a run.
 
     To be built on the model as it was initialised; a resumed run loads its checkpoint afterwards,
-    then calls ``load_state``. Which texts and clips are used depends on ``seed`` and step alone.
+    then calls ``load_state``. Which texts, pictures and clips are used depends on ``seed`` and step
+    alone.
 
     Args:
         config: variant, weight, interval.
@@ -112,35 +117,44 @@ def build_retention(
     if config.variant == "no_retention":
         return Retention([])
     texts = RetentionTexts(tokens, embeddings, seed, model.device)
+    sources = [texts]
+    if model.sees:
+        sources.append(RetentionImages(model, tokens, embeddings, seed))
     terms: list[Term] = []
     # first the projection: the others must see the weights that training starts from
     if config.variant in ("nullspace_retention", "full_retention"):
         terms.append(NullspaceTerm(model, texts))
     if config.variant in ("soft_retention", "full_retention"):
-        terms.append(SoftTerm(model, texts, config.weight, config.every))
+        terms.append(SoftTerm(model, sources, config.weight, config.every))
     if config.variant in ("fisher_retention", "full_retention"):
-        terms.append(FisherTerm(model, texts, config.weight))
+        terms.append(FisherTerm(model, sources, config.weight))
     return Retention(terms)
 
 
 class SoftTerm(Term):
     """``weight * KL(untouched || fused)`` per answer token, every ``every`` steps.
 
+    The mean over a batch of texts and, where the model sees, one of pictures.
     Source: Li and Hoiem 2016, "Learning without Forgetting" (distillation from the old model).
     """
 
-    def __init__(self, model: SAFEModel, texts: RetentionTexts, weight: float, every: int) -> None:
+    def __init__(
+        self, model: SAFEModel, sources: Sequence[RetentionTexts], weight: float, every: int
+    ) -> None:
         super().__init__()
-        self.model, self.texts, self.weight, self.every = model, texts, weight, every
+        self.model, self.sources, self.weight, self.every = model, sources, weight, every
 
     def backward(self, step: int) -> float | None:
         """Add the gradient at every ``every``-th step; the KL in nats per token."""
         if step % self.every:
             return None
-        kl = divergence(self.model, self.texts.draw(step, _BATCH))
-        if kl.requires_grad:  # not while the gate is still shut
-            (self.weight * kl).backward()
-        return kl.item()
+        value = 0.0
+        for source in self.sources:  # one after the other: less memory
+            kl = divergence(self.model, source.draw(step, source.SIZE)) / len(self.sources)
+            if kl.requires_grad:  # not while the gate is still shut
+                (self.weight * kl).backward()
+            value += kl.item()
+        return value
 
 
 class FisherTerm(Term):
@@ -151,11 +165,11 @@ class FisherTerm(Term):
     Source: Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting" (EWC).
     """
 
-    def __init__(self, model: SAFEModel, texts: RetentionTexts, weight: float) -> None:
+    def __init__(self, model: SAFEModel, sources: Sequence[RetentionTexts], weight: float) -> None:
         super().__init__()
         self.weight = weight
         self.parameters = {n: p for g in model.trainable_groups().values() for n, p in g.items()}
-        for name, importance in fisher_diagonal(model, texts).items():
+        for name, importance in fisher_diagonal(model, *sources).items():
             self.tensors[f"fisher.{name}"] = importance
             self.tensors[f"start.{name}"] = self.parameters[name].detach().clone()
 
@@ -200,12 +214,13 @@ def divergence(model: SAFEModel, batch: TextBatch) -> Tensor:
     """KL(untouched || fused) in nats per answer token, a scalar with a graph."""
     inputs = batch.input_ids, batch.attention_mask
     with torch.no_grad():
-        untouched = model(*inputs, None, batch.labels).logits.float().log_softmax(-1)
-    fused = model(*inputs, batch.audio, batch.labels).logits.float().log_softmax(-1)
+        untouched = model(*inputs, None, batch.labels, **batch.sights).logits
+    fused = model(*inputs, batch.audio, batch.labels, **batch.sights).logits
+    untouched, fused = (logits.float().log_softmax(-1) for logits in (untouched, fused))
     return F.kl_div(fused, untouched, reduction="batchmean", log_target=True)
 
 
-def fisher_diagonal(model: SAFEModel, texts: RetentionTexts) -> dict[str, Tensor]:
+def fisher_diagonal(model: SAFEModel, *sources: RetentionTexts) -> dict[str, Tensor]:
     """Diagonal Fisher information of every trainable, with a mean of 1 over all elements.
 
     One text at a time: the answer tokens drawn at its positions are independent given the text,
@@ -216,12 +231,11 @@ def fisher_diagonal(model: SAFEModel, texts: RetentionTexts) -> dict[str, Tensor
     """
     parameters = {n: p for g in model.trainable_groups().values() for n, p in g.items()}
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    generator = torch.Generator().manual_seed(texts.seed)
+    generator = torch.Generator().manual_seed(sources[0].seed)
     with _warmed_up(model):
-        for batch in texts.all(1):
-            logits = model(
-                batch.input_ids, batch.attention_mask, batch.audio, batch.labels
-            ).logits.float()
+        for batch in chain.from_iterable(source.all(1) for source in sources):
+            inputs = batch.input_ids, batch.attention_mask, batch.audio, batch.labels
+            logits = model(*inputs, **batch.sights).logits.float()
             if not logits.requires_grad:
                 break
             chances = logits.detach().softmax(-1).cpu()
@@ -247,7 +261,7 @@ def query_inputs(model: SAFEModel, texts: RetentionTexts) -> dict[int, Tensor]:
     From the untouched model, padding left out.
     """
     seen: dict[int, list[Tensor]] = {index: [] for index in model.fusion.blocks()}
-    for batch in texts.all(_BATCH):
+    for batch in texts.all(texts.SIZE):
         real = batch.attention_mask.bool()
         with _recorded(model) as hidden, torch.no_grad():
             model(batch.input_ids, batch.attention_mask)

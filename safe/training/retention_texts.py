@@ -1,7 +1,9 @@
 """Everyday questions with short answers: what retention keeps the model from unlearning."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -9,9 +11,6 @@ from torch import Tensor
 
 from safe.models.prompts import REQUEST
 from safe.training.batches import CaptionTokens, collate
-
-_TAG = 0x5AFE
-"""Third part of the seed, so that these draws differ from those of the epochs' shuffling."""
 
 
 def read_texts() -> list[tuple[str, str]]:
@@ -40,6 +39,13 @@ class TextBatch:
     """[B, T], the ids of answer and end token, -100 elsewhere."""
     audio: Tensor
     """[B, D] float32 embeddings of clips that have nothing to do with the texts."""
+    pixel_values: Tensor | None = None
+    """[B, 3, size, size] the pictures that the texts are about; None without pictures."""
+
+    @property
+    def sights(self) -> dict[str, Tensor]:
+        """What the backbone needs besides the texts, by argument name."""
+        return {} if self.pixel_values is None else {"pixel_values": self.pixel_values}
 
 
 class RetentionTexts:
@@ -51,15 +57,26 @@ class RetentionTexts:
         embeddings: [n, D] audio embeddings to draw distractors from.
         seed: with the step it decides which texts and clips are drawn.
         device: where batches go.
+        pairs: questions with answers; None for the shipped ones.
     """
 
+    SIZE: ClassVar[int] = 8
+    """Texts per batch."""
+    TAG: ClassVar[int] = 0x5AFE
+    """Third part of the seed, so that these draws differ from those of the epochs' shuffling."""
+
     def __init__(
-        self, tokens: CaptionTokens, embeddings: np.ndarray, seed: int, device: torch.device
+        self,
+        tokens: CaptionTokens,
+        embeddings: np.ndarray,
+        seed: int,
+        device: torch.device,
+        pairs: Sequence[tuple[str, str]] | None = None,
     ) -> None:
         self.embeddings, self.seed, self.device, self.pad = embeddings, seed, device, tokens.pad
         self.prompts: list[list[int]] = []
         self.answers: list[list[int]] = []
-        for question, answer in read_texts():
+        for question, answer in read_texts() if pairs is None else pairs:
             framed = CaptionTokens(tokens.tokenizer, _framed(question, tokens.prompt))
             self.prompts.append(framed.prompt_ids)
             self.answers.append(framed.caption(answer, limit=64)[0])
@@ -69,12 +86,12 @@ class RetentionTexts:
 
     def draw(self, step: int, count: int) -> TextBatch:
         """``count`` random texts with random clips; the same for the same seed and step."""
-        rng = np.random.default_rng((self.seed, step, _TAG))
+        rng = np.random.default_rng((self.seed, step, self.TAG))
         return self._batch(rng.choice(len(self), size=count, replace=False), rng)
 
     def all(self, size: int) -> list[TextBatch]:
         """Every text once, in batches of ``size``, with random clips."""
-        rng = np.random.default_rng((self.seed, 0, _TAG))
+        rng = np.random.default_rng((self.seed, 0, self.TAG))
         chunks = np.split(np.arange(len(self)), range(size, len(self), size))
         return [self._batch(chunk, rng) for chunk in chunks]
 

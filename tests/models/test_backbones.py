@@ -426,3 +426,22 @@ def test_digest_of_ends(tmp_path: Path) -> None:
 
 def test_public_names() -> None:
     assert all(hasattr(backbones, name) for name in backbones.__all__)
+
+
+# ---- who sees
+
+
+def test_a_llava_with_its_own_tower_and_image_token_sees(tmp_path: Path) -> None:
+    model, tokenizer = tiny_llava(), tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_backbone(str(tmp_path), dtype="float32").sees
+
+
+def test_others_do_not_see(llava_folder: Path, lm_folder: Path) -> None:
+    embedded = str(EMBEDDED / "backbone")  # its tower is random, by whatever name it is loaded
+    for name in ("embedded", embedded, str(lm_folder), str(llava_folder)):
+        assert not load_backbone(name, dtype="float32").sees, name
+    assert not backbone_from_causal_lm(tiny_lm(), tiny_tokenizer(), "lm").sees
