@@ -12,7 +12,7 @@ help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.run ## train Phase 1 on the built-in model and clips, with score and verdict
-	@$(BIN)/safe-train phase1
+	@$(BIN)/safe-train phase1 --backbone embedded --audio-encoder embedded --data synthetic
 
 test: lint ## linters, types, import contract and the whole test suite
 	@$(BIN)/python -m pytest -q
@@ -32,17 +32,17 @@ clean: ## remove the environment and the caches, but no run
 		.import_linter_cache
 
 # The stamp files let a second call start at once; a changed requirement installs again.
-$(VENV)/.run: $(SPEC) | $(BIN)/python
+$(VENV)/.run: $(SPEC) | $(BIN)/pip
 	@echo "installing safe-probe into $(VENV) (6.5 GB and some minutes the first time, mostly torch)"
 	@$(PIP) -e .
 	@touch $@
 
-$(VENV)/.test: $(SPEC) | $(BIN)/python
+$(VENV)/.test: $(SPEC) | $(BIN)/pip
 	@echo "installing safe-probe and its test tools into $(VENV) (6.5 GB and some minutes the first time)"
 	@$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/.run
 
-$(BIN)/python:
+$(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else \
 		f"safe-probe needs Python 3.11 or 3.12, and $(PYTHON) is {sys.version.split()[0]}; \
 	try: make PYTHON=python3.11 demo")'

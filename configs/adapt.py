@@ -34,10 +34,13 @@ def adapt_to_backbone(
         ConfigError: two fusion layers would fall together, or an explicit value does not fit.
     """
     model, optim, lines = config.model, config.optim, list[str]()
-    old = f"{model.backbone} ({model.hidden_size} wide, {model.num_layers} layers)"
-    new = f"{backbone_name} ({hidden_size} wide, {num_layers} layers)"
-    if new != old:
-        lines.append(f"model.backbone {old} -> {new}: the backbone of this run")
+    if (hidden_size, num_layers) != (model.hidden_size, model.num_layers):
+        lines.append(
+            f"config made for {model.num_layers} layers of {model.hidden_size} -> {backbone_name} "
+            f"has {num_layers} layers of {hidden_size}: adapted by the rules below"
+        )
+    elif backbone_name != model.backbone:
+        lines.append(f"model.backbone {model.backbone} -> {backbone_name}: of the same size")
     fusion = _adapt_layers(model, num_layers, explicit, lines)
     fusion = _adapt_rank(fusion, model.hidden_size, hidden_size, explicit, lines)
     if hidden_size <= SMALL_HIDDEN_SIZE:

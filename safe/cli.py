@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,8 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SafeError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("interrupted; nothing that was saved is lost", file=sys.stderr)
+        print("interrupted; what was saved is not lost: the same command goes on", file=sys.stderr)
         return 3
 
 
@@ -93,13 +100,17 @@ def _finish(
 ) -> int:
     """Run to the end, print what came out, and return the exit code."""
     from safe.summary import print_evaluation
-    from safe.training.run import Interrupted
+    from safe.training.interrupt import Interrupted
+    from safe.training.stage_a import TrainingDiverged
 
     try:
         evaluation = run()
     except Interrupted as stop:
         launch.console.print(str(stop), markup=False)
         return 3
+    except TrainingDiverged as error:
+        print(f"TrainingDiverged: {error}", file=sys.stderr)
+        return 1
     if evaluation is None:  # not the main process
         return 0
     folder = folder or (launch.output / (launch.name or "latest")).resolve()
@@ -108,15 +119,13 @@ def _finish(
 
 
 def _prepare(config: "RunConfig", explicit: frozenset[str], console: Any) -> "RunConfig":
-    """Replace what is not on this machine, and print what will run."""
-    from configs.yaml_text import dump_yaml
+    """Replace what is not on this machine, and say so."""
     from safe.available import absolute_paths, use_what_is_here
 
     config, notes = use_what_is_here(config, explicit)
     config = absolute_paths(config)
     for note in notes:
         console.print(f"note: {note}", markup=False)
-    console.print(dump_yaml(config), markup=False)
     return config
 
 
@@ -186,6 +195,8 @@ def _data_check(arguments: argparse.Namespace) -> int:
     from safe.data.check_view import render
 
     console = make_console(quiet=arguments.json == "-")
+    if arguments.json not in (None, "-"):
+        Path(arguments.json).touch()  # an unwritable file is better found before the reading
     with progress(console, "reading clips") as show:
         report = check_root(arguments.root, sample_rate=arguments.sample_rate, progress=show)
     console.print(render(report))
@@ -283,12 +294,12 @@ def _train_parser(parser: argparse.ArgumentParser) -> None:
     add("--backbone", metavar="NAME", help="embedded, smollm2, a hub name or a folder")
     add("--audio-encoder", metavar="NAME", help="embedded, aisfx, laion-clap:CHECKPOINT, hf:NAME")
     add("--data", metavar="FOLDER", help="AudioCaps layout, or 'synthetic'")
-    add("--epochs", type=int, metavar="N")
+    add("--epochs", type=int, metavar="N", help="passes over the training split")
     add("--effective-batch", type=int, metavar="N", help="clips per optimizer step")
-    add("--seed", type=int, metavar="N")
-    add("--device", choices=("auto", "cpu"), default="auto")
+    add("--seed", type=int, metavar="N", help="of initialisation, order and controls")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     add("--output", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of runs")
-    add("--name", help="name of the run's folder (default: config and time)")
+    add("--name", metavar="NAME", help="name of the run's folder (default: config and time)")
     add("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
     add("--config", type=Path, metavar="FILE", help="YAML file with values to override")
     add("--shard", action="store_true", help="split the frozen backbone over processes (FSDP)")
@@ -303,7 +314,7 @@ def _evaluate_parser(parser: argparse.ArgumentParser) -> None:
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="a run, or one of its checkpoints")
     add("--data", metavar="FOLDER", help="other data than the run's own")
     add("--split", help="split to score (default: the run's test split)")
-    add("--device", choices=("auto", "cpu"), default="auto")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     add("--output", type=Path, metavar="FOLDER", help="where to write (default: RUN/evaluations)")
     parser.set_defaults(run=_evaluate)
 

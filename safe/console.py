@@ -2,14 +2,22 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _PLAIN_SECONDS = 10.0
 """Least time between two plain progress lines."""
+
+
+class Show(Protocol):
+    """Shows how far something is."""
+
+    def __call__(self, done: int, total: int, exactly: str = "") -> None:
+        """Show that ``done`` of ``total`` are done."""
 
 
 def make_console(*, quiet: bool = False) -> Console:
@@ -22,7 +30,7 @@ def make_console(*, quiet: bool = False) -> Console:
 
 
 @contextmanager
-def progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+def progress(console: Console, what: str) -> Iterator["Show"]:
     """Show how far something is.
 
     Args:
@@ -30,7 +38,7 @@ def progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]
         what: a few words on what is being done.
 
     Yields:
-        A function to call with (done, total).
+        A function to call with (done, total) and, where it varies, a few words on what exactly.
     """
     if console.is_terminal:
         columns = (
@@ -41,14 +49,18 @@ def progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]
         )
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+            def update(done: int, total: int, exactly: str = "") -> None:
+                bar.update(task, completed=done, total=total, description=f"{what} {exactly}")
+
+            yield update
         return
     last = time.monotonic()
 
-    def plain(done: int, total: int) -> None:
+    def plain(done: int, total: int, exactly: str = "") -> None:
         nonlocal last
         if time.monotonic() - last >= _PLAIN_SECONDS:
             last = time.monotonic()
-            console.print(f"{what}: {done} of {total}")
+            console.print(f"{what} {exactly}".rstrip() + f": {done} of {total}", markup=False)
 
     yield plain

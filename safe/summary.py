@@ -44,7 +44,7 @@ def print_evaluation(evaluation: Evaluation, console: Console, folder: Path) -> 
         markup=False,
     )
     console.print(f"{verdict.outcome}: {verdict.reason}", style=_STYLES[verdict.outcome])
-    console.print(f"next: {verdict.next_step}", markup=False)
+    console.print(f"next: {verdict.next_step.replace('RUN', str(folder))}", markup=False)
     console.print(f"everything is in {folder}", markup=False)
 
 

@@ -124,13 +124,14 @@ def test_flags_reach_the_run_as_configuration_and_launch(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "more.yaml").write_text("optim:\n  weight_decay: 0.5\n")
     (tmp_path / "clips").mkdir()
-    code, out, _ = call(
+    code, _, _ = call(
         "phase1", "--backbone", "embedded", "--audio-encoder", "embedded", "--data", "clips",
         "--epochs", "3", "--seed", "7", "--effective-batch", "24", "--output", "there", "--name",
         "mine", "--device", "cpu", "--config", "more.yaml", "--set", "model.projector.scale=2.5",
     )  # fmt: skip
     assert code == 0
-    config, explicit, launch = seen[0]
+    config, explicit, launch, watchers = seen[0]
+    assert watchers == []
     assert (config.model.backbone, config.optim.epochs, config.optim.seed) == ("embedded", 3, 7)
     assert config.optim.effective_batch == 24 and config.optim.weight_decay == 0.5
     assert config.model.projector.scale == 2.5
@@ -142,7 +143,6 @@ def test_flags_reach_the_run_as_configuration_and_launch(
         "model.projector.scale",
     } <= explicit
     assert (launch.output, launch.name, launch.device) == (Path("there"), "mine", "cpu")
-    assert "scale: 2.5" in out and "name: phase1" in out
 
 
 def test_machine_without_the_weights_is_told_what_runs_instead(
@@ -241,3 +241,25 @@ def test_help_names_every_command() -> None:
     assert code == 0
     for name in (*CONFIGS, "evaluate", "data", "fetch", "list", "show", "rollback"):
         assert f"\n    {name}" in out
+
+
+def test_report_that_cannot_be_written_is_found_before_the_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safe.data.check.check_root", lambda *_args, **_more: pytest.fail("read"))
+    code, _, err = call("data", "check", str(tmp_path), "--json", str(tmp_path / "no" / "a.json"))
+    assert code == 2 and err.startswith("FileNotFoundError: ") and err.count("\n") == 1
+
+
+def test_diverged_run_exits_with_1_because_the_input_may_be_fine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from safe.training.stage_a import TrainingDiverged
+
+    def diverges(*_args: Any) -> None:
+        raise TrainingDiverged("not finite for 5 steps in a row")
+
+    monkeypatch.setattr(run_module, "start", diverges)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("demo")
+    assert (code, err) == (1, "TrainingDiverged: not finite for 5 steps in a row\n")

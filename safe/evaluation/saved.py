@@ -55,12 +55,12 @@ def evaluate_saved(
     load_adapter(experiment.model, adapter)
     console.print(f"evaluating {adapter}", markup=False)
     evaluator = Evaluator(experiment.tokens, experiment.test, config.evaluation, config.optim.seed)
-    with progress(console, f"captioning {scored}") as show:
+    with progress(console, f"captioning {scored} with") as show:
         evaluation = evaluator.full(
             experiment.model,
             experiment.train,
             experiment.sounds.silence,
-            lambda _, done, total: show(done, total),
+            lambda what, done, total: show(done, total, what),
         )
     name = adapter.name if adapter.name == ADAPTER_NAME else adapter.parent.name
     folder = output or run / "evaluations" / f"{name}-{scored}"

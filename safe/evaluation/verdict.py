@@ -56,7 +56,7 @@ def decide(cider: float, versus_shuffled: Difference) -> Verdict:
         return Verdict(
             "VERIFIED",
             f"CIDEr {cider:.1f} is above {VERIFIED_ABOVE:.0f} and {gap}: connectivity verified",
-            "Phase 2: remove the bottleneck and train longer (safe-train phase2)",
+            "after Phase 1, Phase 2: remove the bottleneck and train longer (safe-train phase2)",
         )
     if cider >= PARTIAL_FROM:
         return Verdict(

@@ -76,7 +76,7 @@ class Callback:
         """The optimizer has stepped; gradients are gone."""
 
     def on_evaluation(
-        self, trainer: "StageA", epoch: int, scores: Scores, captions: dict[str, str]
+        self, trainer: "StageA", epoch: float, scores: Scores, captions: dict[str, str]
     ) -> None:
         """The evaluation split was scored after ``epoch`` complete epochs."""
 

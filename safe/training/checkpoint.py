@@ -20,8 +20,19 @@ from safe.training.checkpoint_manifest import Manifest, verify, write_manifest
 from safe.training.durable import fsync_path, fsync_tree
 from safe.training.locks import FileLock, process_alive, try_lock
 
-__all__ = ["Manifest", "Rejected", "checkpoints", "latest_good", "newest", "publish", "set_aside",
-           "step_name", "step_of", "sweep", "verify"]
+__all__ = [
+    "Manifest",
+    "Rejected",
+    "checkpoints",
+    "latest_good",
+    "newest",
+    "publish",
+    "set_aside",
+    "step_name",
+    "step_of",
+    "sweep",
+    "verify",
+]
 
 _TEMP = ".tmp-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -53,8 +64,11 @@ def checkpoints(parent: Path) -> list[Path]:
     """Return the published step-... folders in `parent`, oldest step first, unchecked."""
     if not parent.is_dir():
         return []
-    found = {step: path for path in parent.iterdir()
-             if (step := step_of(path.name)) is not None and not path.is_symlink()}
+    found = {
+        step: path
+        for path in parent.iterdir()
+        if (step := step_of(path.name)) is not None and not path.is_symlink()
+    }
     return [found[step] for step in sorted(found)]
 
 
@@ -73,8 +87,10 @@ def latest_good(parent: Path) -> tuple[Path | None, list[Rejected]]:
         try:
             manifest = verify(path)
             if manifest.name != path.name:
-                raise CheckpointError(f"checkpoint {path}: its manifest says it is "
-                                      f"{manifest.name}; the folder was renamed")
+                raise CheckpointError(
+                    f"checkpoint {path}: its manifest says it is "
+                    f"{manifest.name}; the folder was renamed"
+                )
         except CheckpointError as error:
             rejected.append(Rejected(path, str(error)))
         else:
@@ -82,8 +98,15 @@ def latest_good(parent: Path) -> tuple[Path | None, list[Rejected]]:
     return None, rejected
 
 
-def publish(parent: Path, name: str, write: Callable[[Path], None], *, keep: int = 2,
-            metadata: dict[str, Any], needed_bytes: int | None = None) -> Path:
+def publish(
+    parent: Path,
+    name: str,
+    write: Callable[[Path], None],
+    *,
+    keep: int = 2,
+    metadata: dict[str, Any],
+    needed_bytes: int | None = None,
+) -> Path:
     """Save a checkpoint as `parent/name` so that it is either complete or not there.
 
     Sweeps what dead writers left, checks the free space, lets `write` fill an empty folder, adds
@@ -106,8 +129,10 @@ def publish(parent: Path, name: str, write: Callable[[Path], None], *, keep: int
             checkpoints are untouched), or other good content already has this name.
     """
     if not _NAME.fullmatch(name):
-        raise CheckpointError(f"checkpoint name {name!r}: use letters, digits, '.', '_' and '-', "
-                              "beginning with a letter or digit")
+        raise CheckpointError(
+            f"checkpoint name {name!r}: use letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit"
+        )
     if keep < 1:
         raise CheckpointError(f"keep is {keep}; at least 1 checkpoint must remain")
     target, temp = parent / name, parent / f"{_TEMP}{name}-{os.getpid()}"
@@ -167,8 +192,9 @@ def _make_room(parent: Path, target: Path, needed_bytes: int | None) -> int:
     return needed
 
 
-def _write_and_rename(temp: Path, target: Path, write: Callable[[Path], None],
-                      metadata: dict[str, Any]) -> None:
+def _write_and_rename(
+    temp: Path, target: Path, write: Callable[[Path], None], metadata: dict[str, Any]
+) -> None:
     lock = _lock_if_supported(temp)
     try:
         write(temp)
@@ -191,8 +217,10 @@ def _already_there(target: Path, manifest: Manifest) -> bool:
         _log.warning("%s; kept as %s", error, set_aside(target).name)
         return False
     if existing != manifest:
-        raise CheckpointError(f"checkpoint {target} exists already with other content and is left "
-                              "as it is; continue its run with --resume, or use another --output")
+        raise CheckpointError(
+            f"checkpoint {target} exists already with other content and is left "
+            "as it is; continue its run with --resume, or use another --output"
+        )
     return True
 
 
@@ -266,4 +294,5 @@ def _cannot_save(target: Path, problem: str, needed: int) -> CheckpointError:
     return CheckpointError(
         f"cannot save checkpoint {target}: {problem}; needed at least {needed:,} bytes, "
         f"{_free_bytes(target.parent):,} bytes are free there; older checkpoints are untouched; "
-        "make room or choose another --output, then --resume")
+        "make room or choose another --output, then --resume"
+    )

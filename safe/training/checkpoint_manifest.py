@@ -71,8 +71,10 @@ def verify(folder: Path) -> Manifest:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"checkpoint {folder}: no such folder; pass one that has a "
-                              f"{MANIFEST_NAME}, such as runs/NAME/checkpoints/step-00000123")
+        raise CheckpointError(
+            f"checkpoint {folder}: no such folder; pass one that has a "
+            f"{MANIFEST_NAME}, such as runs/NAME/checkpoints/step-00000123"
+        )
     try:
         paths = _regular_files(folder)
         manifest = _read_manifest(folder, paths)
@@ -93,11 +95,15 @@ def as_json(value: Any, what: str) -> Any:
     try:
         copy = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what} cannot be written as JSON: {error}; use finite numbers, "
-                              "text, true/false, None, lists and dicts") from error
+        raise CheckpointError(
+            f"{what} cannot be written as JSON: {error}; use finite numbers, "
+            "text, true/false, None, lists and dicts"
+        ) from error
     if copy != value:
-        raise CheckpointError(f"{what} changes when written as JSON and read back ({value!r} "
-                              f"becomes {copy!r}); use lists for tuples and text for keys")
+        raise CheckpointError(
+            f"{what} changes when written as JSON and read back ({value!r} "
+            f"becomes {copy!r}); use lists for tuples and text for keys"
+        )
     return copy
 
 
@@ -136,8 +142,12 @@ def _check_file(folder: Path, relative: str, path: Path | None, entry: FileEntry
         _refuse(folder, relative, f"size is {size:,} bytes, the manifest says {entry.bytes:,}")
     found = _hash_file(path)
     if found != entry:
-        _refuse(folder, relative, f"sha256 is {found.sha256[:16]}..., the manifest says "
-                                  f"{entry.sha256[:16]}... (same size, different bytes)")
+        _refuse(
+            folder,
+            relative,
+            f"sha256 is {found.sha256[:16]}..., the manifest says "
+            f"{entry.sha256[:16]}... (same size, different bytes)",
+        )
 
 
 def _read_manifest(folder: Path, paths: dict[str, Path]) -> Manifest:
@@ -156,8 +166,11 @@ def _read_manifest(folder: Path, paths: dict[str, Path]) -> Manifest:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         _refuse(folder, MANIFEST_NAME, f"not a manifest: {type(error).__name__}: {error}")
     if version != FORMAT_VERSION:
-        _refuse(folder, MANIFEST_NAME, f"format version {version!r}; this safe-probe reads only "
-                                       f"version {FORMAT_VERSION}")
+        _refuse(
+            folder,
+            MANIFEST_NAME,
+            f"format version {version!r}; this safe-probe reads only version {FORMAT_VERSION}",
+        )
     if _render(manifest) != text:
         _refuse(folder, MANIFEST_NAME, "sha256 of its own content does not match; it was changed")
     return manifest
@@ -168,8 +181,10 @@ def _render(manifest: Manifest) -> bytes:
         "format_version": FORMAT_VERSION,
         "name": manifest.name,
         "metadata": manifest.metadata,
-        "files": {key: {"bytes": entry.bytes, "sha256": entry.sha256}
-                  for key, entry in manifest.files.items()},
+        "files": {
+            key: {"bytes": entry.bytes, "sha256": entry.sha256}
+            for key, entry in manifest.files.items()
+        },
     }
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
     body["manifest_sha256"] = hashlib.sha256(canonical.encode()).hexdigest()
@@ -177,5 +192,7 @@ def _render(manifest: Manifest) -> bytes:
 
 
 def _refuse(folder: Path, relative: str, problem: str) -> NoReturn:
-    raise CheckpointError(f"checkpoint {folder}: {relative}: {problem}; do not use it, "
-                          "go on from an older checkpoint beside it")
+    raise CheckpointError(
+        f"checkpoint {folder}: {relative}: {problem}; do not use it, "
+        "go on from an older checkpoint beside it"
+    )

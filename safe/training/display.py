@@ -68,15 +68,23 @@ class TrainingDisplay(Callback):
 
     @override
     def on_evaluation(
-        self, trainer: "StageA", epoch: int, scores: Scores, captions: dict[str, str]
+        self, trainer: "StageA", epoch: float, scores: Scores, captions: dict[str, str]
     ) -> None:
         low, high = scores.cider_interval
         clip, caption = next(iter(captions.items()))
         self.console.print(
-            f"epoch {epoch}: CIDEr {scores.cider:.1f} [{low:.1f}, {high:.1f}] on "
+            f"epoch {epoch:.3g}: CIDEr {scores.cider:.1f} [{low:.1f}, {high:.1f}] on "
             f"{scores.n_clips} clips · {clip}: {caption!r}",
             markup=False,
         )
+
+    def on_scoring(self, what: str, done: int, total: int) -> None:
+        """Captions are being generated for an evaluation."""
+        text = f"captioning with {what}: {done} of {total}"
+        if self._bar:
+            self._bar.update(self._task, description=text)
+        elif self._due():
+            self.console.print(text, markup=False)
 
     def close(self) -> None:
         """Give the terminal back; safe to call more than once."""

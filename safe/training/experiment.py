@@ -28,6 +28,7 @@ from safe.models.backbones import Backbone, load_backbone
 from safe.models.safe_model import SAFEModel
 from safe.paths import cache_dir
 from safe.training.batches import CaptionDataset, CaptionTokens
+from safe.training.interrupt import Interrupt, Interrupted
 from safe.training.sharding import shard_backbone
 
 SYNTHETIC = "synthetic"
@@ -91,6 +92,7 @@ def prepare(
     explicit: Collection[str] = (),
     *,
     shard: bool = False,
+    interrupt: Interrupt | None = None,
 ) -> Experiment:
     """Load, adapt, encode and build.
 
@@ -100,10 +102,14 @@ def prepare(
         console: where to say what differs.
         explicit: dotted keys that the user set and that are therefore taken literally.
         shard: split the frozen backbone over the processes.
+        interrupt: ends the preparation when a signal has arrived.
 
     Raises:
+        Interrupted: a signal arrived; what was encoded is in the cache.
         SafeError: whatever of the user's input cannot be used, see the parts.
     """
+    clips = read_clips(config.data, accelerator, console)
+    encoder = load_audio_encoder(config.model.audio_encoder)
     backbone = load(config, console)
     config, notes = adapt_to_backbone(
         config, backbone.hidden_size, backbone.num_layers, backbone.name, explicit
@@ -113,7 +119,7 @@ def prepare(
         notes.append(f"1 processor thread: {backbone.name} is too small to be worth sharing")
     for note in notes:
         console.print(f"  {note}", markup=False)
-    sounds = listen(config, accelerator, console)
+    sounds = listen(config, clips, encoder, console, interrupt or Interrupt())
     set_seed(config.optim.seed)
     model = SAFEModel(backbone, config.model)
     if config.model.device_map is None:
@@ -154,31 +160,61 @@ def load(config: RunConfig, console: Console) -> Backbone:
     return backbone
 
 
-def listen(config: RunConfig, accelerator: Accelerator, console: Console) -> Sounds:
+def read_clips(
+    data: DataConfig, accelerator: Accelerator, console: Console
+) -> dict[str, list[Clip]]:
+    """The clips of the three splits, before anything is heard.
+
+    Raises:
+        DataError: no such data, or a recording in both training and evaluation data.
+    """
+    root = data_root(data, accelerator, console)
+    clips = {name: load_split(root, name) for name in _split_names(data)}
+    _refuse_overlap(data, clips, {})
+    counts = ", ".join(f"{len(split)} {name}" for name, split in clips.items())
+    console.print(f"data: {counts} clips in {root}", markup=False)
+    return clips
+
+
+def listen(
+    config: RunConfig,
+    clips: Mapping[str, list[Clip]],
+    encoder: AudioEncoder,
+    console: Console,
+    interrupt: Interrupt,
+) -> Sounds:
     """Embeddings of every usable clip of the three splits, from the cache where they are there.
 
     Raises:
-        DataError: no usable clip in a split, or a clip in both training and evaluation data.
+        DataError: no usable clip in a split, or a sound in both training and evaluation data.
+        Interrupted: a signal arrived; what was encoded is in the cache.
     """
-    encoder = load_audio_encoder(config.model.audio_encoder)
     data = config.data
-    root = data_root(data, accelerator, console)
-    clips = {name: load_split(root, name) for name in _split_names(data)}
     cache = EmbeddingCache(cache_dir() / "embeddings", encoder.identity, config.model.audio_dim)
     every = [clip for split in clips.values() for clip in split]
     with progress(console, f"listening with {encoder.name}") as show:
-        problems = cache.fill(every, encoder, min_seconds=data.min_seconds, progress=show)
+
+        def heard(done: int, total: int) -> None:
+            if interrupt.requested:
+                raise Interrupted(
+                    f"{interrupt.signal_name} received: {done} of {total} clips are encoded and "
+                    "kept; the same command goes on"
+                )
+            show(done, total)
+
+        problems = cache.fill(every, encoder, min_seconds=data.min_seconds, progress=heard)
     bad = {(p.split, p.clip) for p in problems if p.unusable}
     _report_problems(problems, len(every), console)
     good = {n: [c for c in split if (c.split, c.id) not in bad] for n, split in clips.items()}
-    _refuse_overlap(data, good, cache)
+    hashes = cache.hashes([clip for split in good.values() for clip in split])
+    _refuse_overlap(data, good, hashes)
     splits = {name: _split(name, split, cache) for name, split in good.items()}
     if data.audio == "mean":
         splits = _deafened(splits, data.train_split)
         console.print("  data.audio = mean: no clip is heard; a blind control, not a model")
     console.print(
         ", ".join(f"{len(s)} {name}" for name, s in splits.items())
-        + f" clips from {root}, heard by {encoder.name} ({encoder.identity})",
+        + f" clips heard by {encoder.name} ({encoder.identity})",
         markup=False,
     )
     return Sounds(splits, silence_embedding(encoder, splits[data.train_split]), tuple(problems))
@@ -232,9 +268,8 @@ def _deafened(splits: Mapping[str, Split], train: str) -> dict[str, Split]:
 
 
 def _refuse_overlap(
-    data: DataConfig, clips: Mapping[str, list[Clip]], cache: EmbeddingCache
+    data: DataConfig, clips: Mapping[str, list[Clip]], hashes: Mapping[tuple[str, str], str]
 ) -> None:
-    hashes = cache.hashes([clip for split in clips.values() for clip in split])
     for name in _split_names(data)[1:]:
         assert_no_overlap(clips[data.train_split], clips[name], hashes)
 

@@ -14,6 +14,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 """What schedulers send before they take a machine away, and Ctrl-C."""
 
 
+class Interrupted(Exception):
+    """A signal asked the run to stop; what there is is saved, the message says how to go on."""
+
+
 class Interrupt:
     """Context manager that turns SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C into a flag.
 
@@ -42,8 +46,12 @@ class Interrupt:
                 raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._restore()
 
     def _install(self, number: signal.Signals) -> None:

@@ -27,7 +27,7 @@ class Launch:
     name: str | None = None
     """Folder name of the run; by default the config's name with date and time."""
     device: str = "auto"
-    """"auto" (a GPU when there is one) or "cpu"."""
+    """"auto" (a GPU when there is one), "cpu", "cuda" or "cuda:N"."""
     shard: bool = False
     """Split the frozen backbone over the processes."""
     track: str | None = None
@@ -38,9 +38,10 @@ def engine(config: RunConfig, launch: Launch) -> tuple[RunConfig, Accelerator]:
     """The configuration as this machine can run it, and accelerate set up for it.
 
     Raises:
-        ConfigError: the tracker asked for is not installed.
+        ConfigError: the tracker asked for is not installed, or the device is not there.
     """
     _require_tracker(launch.track)
+    _choose_gpu(launch.device)
     cpu = launch.device == "cpu"
     device = PartialState(cpu=cpu, timeout=_PATIENCE).device
     config, notes = adapt_to_machine(config, device)
@@ -64,6 +65,20 @@ def adapt_to_machine(config: RunConfig, device: torch.device) -> tuple[RunConfig
     return replace(config, model=model, optim=optim), [
         "model.dtype and optim.precision bfloat16 -> float32: this processor has no bfloat16"
     ]
+
+
+def _choose_gpu(device: str) -> None:
+    """Make "cuda:N" the current device; an absent or unknown device is an error."""
+    if device in ("auto", "cpu"):
+        return
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or not (index.isdigit() or device == "cuda"):
+        raise ConfigError(f"--device {device}: unknown; allowed: auto, cpu, cuda, cuda:N")
+    count = torch.cuda.device_count()
+    if int(index or 0) >= count:
+        raise ConfigError(f"--device {device}: this machine has {count} CUDA devices; use cpu")
+    if index:
+        torch.cuda.set_device(int(index))
 
 
 def _require_tracker(name: str | None) -> None:

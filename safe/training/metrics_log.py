@@ -57,8 +57,11 @@ class MetricsLog:
         """
         with self.path.open("rb") as file:
             lines = file.readlines()
-        kept = [line for number, line in enumerate(lines, start=1)
-                if line.endswith(b"\n") and self._step(line, number) <= step]
+        kept = [
+            line
+            for number, line in enumerate(lines, start=1)
+            if line.endswith(b"\n") and self._step(line, number) <= step
+        ]
         if len(kept) < len(lines):
             write_atomically(self.path, b"".join(kept))
             self._file.close()
@@ -83,9 +86,10 @@ class MetricsLog:
         try:
             return int(json.loads(line)["step"])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise CheckpointError(f"{self.path}: line {number} is not a row of metrics "
-                                  f"({line[:40]!r}); repair or delete that line, then resume"
-                                  ) from error
+            raise CheckpointError(
+                f"{self.path}: line {number} is not a row of metrics "
+                f"({line[:40]!r}); repair or delete that line, then resume"
+            ) from error
 
 
 def _clean(value: Any, key: str, nonfinite: dict[str, str]) -> Any:
@@ -103,5 +107,7 @@ def _clean(value: Any, key: str, nonfinite: dict[str, str]) -> Any:
         return [_clean(item, f"{key}.{index}", nonfinite) for index, item in enumerate(value)]
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         return _clean(value.item(), key, nonfinite)
-    raise CheckpointError(f"the metric {key!r} is a {type(value).__name__}; use numbers, text, "
-                          "true/false, None, lists and dicts")
+    raise CheckpointError(
+        f"the metric {key!r} is a {type(value).__name__}; use numbers, text, "
+        "true/false, None, lists and dicts"
+    )

@@ -16,8 +16,9 @@ _MACHINE_KEYS = ("foreach", "fused", "capturable", "differentiable")
 """How this machine computes the update: kept as they are here, not taken from the checkpoint."""
 
 
-def describe_optimizer(optimizer: torch.optim.Optimizer, names: dict[str, Tensor]
-                       ) -> dict[str, Any]:
+def describe_optimizer(
+    optimizer: torch.optim.Optimizer, names: dict[str, Tensor]
+) -> dict[str, Any]:
     """Return JSON values: each group's hyperparameters, and its parameters with shape and dtype.
 
     Groups are named by their "name" key, or group-0, group-1, ... where they have none.
@@ -28,16 +29,22 @@ def describe_optimizer(optimizer: torch.optim.Optimizer, names: dict[str, Tensor
     adamw, groups = _bare_adamw(optimizer), {}
     for name, group in _named_groups(adamw).items():
         groups[name] = {
-            "hyperparameters": {key: _plain(value) for key, value in group.items()
-                                if key not in ("params", "param_names", "name", *_MACHINE_KEYS)},
-            "parameters": [[key, list(parameter.shape), str(parameter.dtype)]
-                           for key, parameter in _named_parameters(name, group, names)],
+            "hyperparameters": {
+                key: _plain(value)
+                for key, value in group.items()
+                if key not in ("params", "param_names", "name", *_MACHINE_KEYS)
+            },
+            "parameters": [
+                [key, list(parameter.shape), str(parameter.dtype)]
+                for key, parameter in _named_parameters(name, group, names)
+            ],
         }
     return {"class": type(adamw).__name__, "groups": groups}
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[str, Tensor]
-                      ) -> dict[str, Tensor]:
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Return NAME/exp_avg and NAME/exp_avg_sq (the parameter's shape) and NAME/step (scalar).
 
     A parameter that never had a gradient has no state and is left out.
@@ -55,8 +62,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[str, Tensor]
     return tensors
 
 
-def fill_optimizer(optimizer: torch.optim.Optimizer, names: dict[str, Tensor],
-                   saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def fill_optimizer(
+    optimizer: torch.optim.Optimizer,
+    names: dict[str, Tensor],
+    saved: dict[str, Any],
+    tensors: dict[str, Tensor],
+) -> None:
     """Give `optimizer` the saved hyperparameters and states; unchanged when anything differs.
 
     Raises:
@@ -74,8 +85,10 @@ def fill_optimizer(optimizer: torch.optim.Optimizer, names: dict[str, Tensor],
                 on_device = bool(group.get("capturable") or group.get("fused"))
                 states[parameter] = _placed(state, parameter, on_device)
     if rest:
-        raise CheckpointError(f"the checkpoint's optimizer has a tensor {min(rest)!r} that belongs "
-                              "to no parameter of this run")
+        raise CheckpointError(
+            f"the checkpoint's optimizer has a tensor {min(rest)!r} that belongs "
+            "to no parameter of this run"
+        )
     _check_finite(tensors)
     adamw.state.clear()
     adamw.state.update(states)
@@ -88,11 +101,14 @@ def _bare_adamw(optimizer: torch.optim.Optimizer) -> torch.optim.AdamW:
     while isinstance(getattr(bare, "optimizer", None), torch.optim.Optimizer):
         bare = bare.optimizer  # accelerate's wrapper
     if not isinstance(bare, torch.optim.AdamW):
-        raise CheckpointError(f"the optimizer is {type(bare).__name__}; only torch.optim.AdamW can "
-                              "be saved and restored")
+        raise CheckpointError(
+            f"the optimizer is {type(bare).__name__}; only torch.optim.AdamW can "
+            "be saved and restored"
+        )
     if any(group.get("amsgrad") for group in bare.param_groups):
-        raise CheckpointError("the optimizer uses amsgrad=True, whose state is not saved; use "
-                              "amsgrad=False")
+        raise CheckpointError(
+            "the optimizer uses amsgrad=True, whose state is not saved; use amsgrad=False"
+        )
     return bare
 
 
@@ -106,26 +122,32 @@ def _named_groups(adamw: torch.optim.AdamW) -> dict[str, dict[str, Any]]:
     return groups
 
 
-def _named_parameters(group_name: str, group: dict[str, Any], names: dict[str, Tensor]
-                      ) -> list[tuple[str, Tensor]]:
+def _named_parameters(
+    group_name: str, group: dict[str, Any], names: dict[str, Tensor]
+) -> list[tuple[str, Tensor]]:
     by_identity = {id(parameter): name for name, parameter in names.items()}
     found = []
     for index, parameter in enumerate(group["params"]):
         name = by_identity.get(id(parameter))
         if name is None:
-            raise CheckpointError(f"parameter {index} of group {group_name!r}, shape "
-                                  f"{list(parameter.shape)}, has no name in named_parameters")
+            raise CheckpointError(
+                f"parameter {index} of group {group_name!r}, shape "
+                f"{list(parameter.shape)}, has no name in named_parameters"
+            )
         found.append((name, parameter))
     return found
 
 
 def _compare(saved: dict[str, Any], ours: dict[str, Any]) -> None:
     if saved.get("class") != ours["class"] or not isinstance(saved.get("groups"), dict):
-        raise CheckpointError(f"the checkpoint's optimizer is {saved.get('class')!r}, this run's "
-                              f"is {ours['class']!r}")
+        raise CheckpointError(
+            f"the checkpoint's optimizer is {saved.get('class')!r}, this run's is {ours['class']!r}"
+        )
     if saved["groups"].keys() != ours["groups"].keys():
-        raise CheckpointError("the checkpoint's parameter groups are "
-                              f"{sorted(saved['groups'])}, this run's are {sorted(ours['groups'])}")
+        raise CheckpointError(
+            "the checkpoint's parameter groups are "
+            f"{sorted(saved['groups'])}, this run's are {sorted(ours['groups'])}"
+        )
     for name, group in ours["groups"].items():
         theirs, mine = saved["groups"][name]["parameters"], group["parameters"]
         for index in range(max(len(theirs), len(mine))):
@@ -134,7 +156,8 @@ def _compare(saved: dict[str, Any], ours: dict[str, Any]) -> None:
             if there != here:
                 raise CheckpointError(
                     f"parameter {index} of group {name!r} is {there} in the checkpoint and {here} "
-                    "in this run; resume with the config that the run was started with")
+                    "in this run; resume with the config that the run was started with"
+                )
 
 
 def _at(parameters: list[Any], index: int) -> str:
@@ -153,24 +176,28 @@ def _take_state(name: str, parameter: Tensor, rest: dict[str, Tensor]) -> dict[s
     for part, tensor in state.items():
         shape = torch.Size([]) if part == "step" else parameter.shape
         if tensor.shape != shape:
-            raise CheckpointError(f"the checkpoint's {name}/{part} has shape "
-                                  f"{list(tensor.shape)}, this run needs {list(shape)}")
+            raise CheckpointError(
+                f"the checkpoint's {name}/{part} has shape "
+                f"{list(tensor.shape)}, this run needs {list(shape)}"
+            )
     return state
 
 
-def _placed(state: dict[str, Tensor], parameter: Tensor, step_on_device: bool
-            ) -> dict[str, Tensor]:
+def _placed(state: dict[str, Tensor], parameter: Tensor, step_on_device: bool) -> dict[str, Tensor]:
     """Move a state to where AdamW wants it: moments beside the parameter, the step often not."""
     step_device = parameter.device if step_on_device else torch.device("cpu")
-    return {part: tensor.to(step_device if part == "step" else parameter.device)
-            for part, tensor in state.items()}
+    return {
+        part: tensor.to(step_device if part == "step" else parameter.device)
+        for part, tensor in state.items()
+    }
 
 
 def _check_finite(tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"the optimizer's {name} holds NaN or infinity; a run must not "
-                                  "go on from it")
+            raise CheckpointError(
+                f"the optimizer's {name} holds NaN or infinity; a run must not go on from it"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -25,16 +25,21 @@ def capture_rng() -> RngState:
     """Read the generators of this process; none of them moves."""
     version, words, gauss = random.getstate()
     legacy: Any = np.random.get_state(legacy=False)
-    tensors = {"torch": torch.get_rng_state(),
-               "numpy": torch.from_numpy(legacy["state"]["key"].astype(np.int64))}
+    tensors = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(legacy["state"]["key"].astype(np.int64)),
+    }
     if torch.cuda.is_available():
         for index, state in enumerate(torch.cuda.get_rng_state_all()):
             tensors[f"cuda.{index}"] = state
     values = {
         "python": [version, list(words), gauss],
-        "numpy": {"bit_generator": str(legacy["bit_generator"]),
-                  "pos": int(legacy["state"]["pos"]), "has_gauss": int(legacy["has_gauss"]),
-                  "gauss": float(legacy["gauss"])},
+        "numpy": {
+            "bit_generator": str(legacy["bit_generator"]),
+            "pos": int(legacy["state"]["pos"]),
+            "has_gauss": int(legacy["has_gauss"]),
+            "gauss": float(legacy["gauss"]),
+        },
     }
     return RngState(values, tensors)
 
@@ -50,16 +55,23 @@ def restore_rng(state: RngState) -> list[str]:
         numpy_values = state.values["numpy"]
         key = state.tensors["numpy"].numpy().astype(np.uint32)
         random.setstate((version, tuple(words), gauss))
-        np.random.set_state({
-            "bit_generator": numpy_values["bit_generator"],
-            "state": {"key": key, "pos": numpy_values["pos"]},
-            "has_gauss": numpy_values["has_gauss"], "gauss": numpy_values["gauss"]})
+        np.random.set_state(
+            {
+                "bit_generator": numpy_values["bit_generator"],
+                "state": {"key": key, "pos": numpy_values["pos"]},
+                "has_gauss": numpy_values["has_gauss"],
+                "gauss": numpy_values["gauss"],
+            }
+        )
         torch.set_rng_state(state.tensors["torch"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError("the checkpoint's random generators cannot be restored: "
-                              f"{type(error).__name__}: {error}") from error
-    return _restore_cuda({name: tensor for name, tensor in state.tensors.items()
-                          if name.startswith("cuda.")})
+        raise CheckpointError(
+            "the checkpoint's random generators cannot be restored: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return _restore_cuda(
+        {name: tensor for name, tensor in state.tensors.items() if name.startswith("cuda.")}
+    )
 
 
 def _restore_cuda(saved: dict[str, Tensor]) -> list[str]:
@@ -68,5 +80,7 @@ def _restore_cuda(saved: dict[str, Tensor]) -> list[str]:
         torch.cuda.set_rng_state(saved[f"cuda.{index}"], index)
     if here == len(saved):
         return []
-    return [f"the checkpoint has the generators of {len(saved)} CUDA devices, this machine has "
-            f"{here}: from here on the run is not bit-equal to an uninterrupted one"]
+    return [
+        f"the checkpoint has the generators of {len(saved)} CUDA devices, this machine has "
+        f"{here}: from here on the run is not bit-equal to an uninterrupted one"
+    ]

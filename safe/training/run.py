@@ -2,42 +2,38 @@
 
 import shlex
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from configs.errors import SafeError
 from configs.model_configs import CONFIGS
 from configs.overrides import dotted_fields
 from configs.schema import RunConfig
+from configs.yaml_text import dump_yaml
 from safe.console import progress
-from safe.evaluation.evaluate import Evaluation, Evaluator
+from safe.evaluation.evaluate import Evaluation, Evaluator, Progress
 from safe.models.adapter_files import load_adapter, save_pretrained
 from safe.training.callbacks import Callback
 from safe.training.checkpoint import latest_good, publish, set_aside, step_name, step_of
 from safe.training.display import TrainingDisplay
 from safe.training.experiment import Experiment, prepare
-from safe.training.interrupt import Interrupt
+from safe.training.interrupt import Interrupt, Interrupted
 from safe.training.launch import Launch, engine
 from safe.training.retention import build_retention
 from safe.training.rng import capture_rng
-from safe.training.run_directory import ADAPTER_NAME, RunDirectory, read_config
-from safe.training.run_files import RunFiles, evaluated_epochs, write_evaluation, write_json
+from safe.training.run_directory import ADAPTER_NAME, RunDirectory, check_new_run, read_config
+from safe.training.run_files import RunFiles, evaluated_step, write_evaluation, write_json
 from safe.training.stage_a import StageA, TrainingDiverged
 from safe.training.state import load_training_state, read_progress, save_training_state
 
 _SAVE_SECONDS = 600.0
 """A checkpoint at least this often, besides one after every epoch."""
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; everything is saved and the message says how to go on."""
 
 
 class _EvaluationCut(Exception):
@@ -66,13 +62,21 @@ def start(
         Interrupted: a signal asked to stop; the state is saved.
         TrainingDiverged: too many steps in a row were not finite.
     """
+    check_new_run(launch.output, launch.name)
     config, accelerator = engine(config, launch)
-    experiment = prepare(config, accelerator, launch.console, explicit, shard=launch.shard)
-    final = _final_evaluator(experiment)
-    main = accelerator.is_main_process
-    resolved = experiment.config.to_dict()
-    with RunDirectory.create(launch.output, launch.name, resolved) if main else nullcontext() as d:
-        return _run(experiment, final, accelerator, d, launch, callbacks)
+    with Interrupt() as interrupt:
+        experiment = prepare(
+            config, accelerator, launch.console, explicit, shard=launch.shard, interrupt=interrupt
+        )
+        final = _final_evaluator(experiment)
+        launch.console.print(dump_yaml(experiment.config), markup=False)
+        directory = (
+            RunDirectory.create(launch.output, launch.name, experiment.config.to_dict())
+            if accelerator.is_main_process
+            else nullcontext()
+        )
+        with directory as d:
+            return _run(experiment, final, accelerator, d, launch, callbacks, interrupt)
 
 
 def resume(path: Path, launch: Launch, callbacks: Collection[Callback] = ()) -> Evaluation | None:
@@ -84,13 +88,19 @@ def resume(path: Path, launch: Launch, callbacks: Collection[Callback] = ()) -> 
         CheckpointError: no such run, it is in use, or it does not fit this program.
     """
     config, accelerator = engine(RunConfig.from_dict(read_config(path)), launch)
-    with RunDirectory.open(path) if accelerator.is_main_process else nullcontext() as directory:
+    opened = RunDirectory.open(path) if accelerator.is_main_process else nullcontext()
+    with opened as directory, Interrupt() as interrupt:
         # a saved configuration was adapted when the run began and is taken as it is
         experiment = prepare(
-            config, accelerator, launch.console, dotted_fields(), shard=launch.shard
+            config,
+            accelerator,
+            launch.console,
+            dotted_fields(),
+            shard=launch.shard,
+            interrupt=interrupt,
         )
         final = _final_evaluator(experiment)
-        return _run(experiment, final, accelerator, directory, launch, callbacks)
+        return _run(experiment, final, accelerator, directory, launch, callbacks, interrupt)
 
 
 def _final_evaluator(experiment: Experiment) -> Evaluator:
@@ -108,12 +118,12 @@ def _run(
     directory: RunDirectory | None,
     launch: Launch,
     watchers: Collection[Callback],
+    interrupt: Interrupt,
 ) -> Evaluation | None:
     display = TrainingDisplay(launch.console, experiment.config.optim.epochs)
     callbacks: list[Callback] = [display, *watchers]
     with ExitStack() as stack:
         stack.callback(display.close)
-        interrupt = stack.enter_context(Interrupt())
         if directory is not None:
             callbacks.insert(0, RunFiles(directory, accelerator, launch.track))
             for callback in callbacks:
@@ -123,13 +133,11 @@ def _run(
         if launch.track:
             accelerator.init_trackers("safe-probe", {"config": experiment.config.name})
             stack.callback(accelerator.end_training)
-        training = _Training(
-            experiment, accelerator, directory, callbacks, launch.console, interrupt
-        )
+        training = _Training(experiment, accelerator, directory, callbacks, display, interrupt)
         try:
             training.run()
             return training.finish(final)
-        except (Interrupted, SafeError) as error:
+        except (Interrupted, TrainingDiverged, SafeError) as error:
             if directory is not None:
                 directory.log(str(error))
             raise
@@ -144,11 +152,12 @@ class _Training:
         accelerator: Accelerator,
         directory: RunDirectory | None,
         callbacks: list[Callback],
-        console: Console,
+        display: TrainingDisplay,
         interrupt: Interrupt,
     ) -> None:
         self.experiment, self.accelerator = experiment, accelerator
-        self.directory, self.console, self.interrupt = directory, console, interrupt
+        self.directory, self.display, self.interrupt = directory, display, interrupt
+        self.console = display.console
         config = experiment.config
         self.evaluator = Evaluator(
             experiment.tokens, experiment.validation, config.evaluation, config.optim.seed
@@ -200,12 +209,12 @@ class _Training:
         elif not experiment.sharded:
             return None
         try:
-            with progress(self.console, "captioning the test split") as show:
+            with progress(self.console, "captioning the test split with") as show:
                 evaluation = final.full(
                     experiment.model,
                     experiment.train,
                     experiment.sounds.silence,
-                    self._unless_stopped(show),
+                    self._unless_stopped(lambda what, done, total: show(done, total, what)),
                 )
         except _EvaluationCut:
             raise Interrupted(self._how_to_go_on()) from None
@@ -227,20 +236,20 @@ class _Training:
 
     def _evaluate(self) -> None:
         """Score the evaluation split, on the main process; a signal cuts it short."""
-        epoch = self.trainer.position.epoch
+        step, epoch = self.trainer.position.step, self.trainer.epochs
         due = epoch % self.experiment.config.evaluation.every_epochs == 0 or self.trainer.done
         here = self.directory is not None or self.experiment.sharded
-        if here and due and self._evaluated < epoch:
+        if here and due and self._evaluated < step:
             try:
                 scores, captions = self.evaluator.quick(
-                    self.experiment.model, self._unless_stopped(lambda _done, _total: None)
+                    self.experiment.model, self._unless_stopped(self.display.on_scoring)
                 )
             except _EvaluationCut:
                 pass  # the loop sees the same signal next
             else:
                 for callback in self.trainer.callbacks:
                     callback.on_evaluation(self.trainer, epoch, scores, captions)
-                self._evaluated = epoch
+                self._evaluated = step
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
@@ -307,16 +316,16 @@ class _Training:
             self.directory.log(text)
         step = None if folder is None else step_of(folder.name)
         self.directory.truncate_metrics(-1 if step is None else step)
-        self._evaluated = evaluated_epochs(self.directory)
+        self._evaluated = evaluated_step(self.directory)
         return folder
 
-    def _unless_stopped(self, show: Callable[[int, int], None]) -> Callable[[str, int, int], None]:
+    def _unless_stopped(self, show: Progress) -> Progress:
         """A progress function that ends an evaluation when a signal has arrived."""
 
-        def report(_what: str, done: int, total: int) -> None:
+        def report(what: str, done: int, total: int) -> None:
             if self.interrupt.requested and not self.experiment.sharded:
                 raise _EvaluationCut  # processes in step could not all hear of it in time
-            show(done, total)
+            show(what, done, total)
 
         return report
 

@@ -93,8 +93,12 @@ class RunDirectory:
     def __enter__(self) -> "RunDirectory":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
     @property
@@ -169,8 +173,10 @@ class RunDirectory:
             CheckpointError: the file cannot be written.
         """
         now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        with (_readable_errors("cannot write the log", self.log_path),
-              self.log_path.open("a", encoding="utf-8", errors="backslashreplace") as file):
+        with (
+            _readable_errors("cannot write the log", self.log_path),
+            self.log_path.open("a", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             file.write(f"{now} {message}\n")
 
     def close(self) -> None:
@@ -192,23 +198,48 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no run folder: cannot read {file.name}: {error}; pass a "
-                              "folder such as runs/NAME or runs/latest") from error
+        raise CheckpointError(
+            f"{path} is no run folder: cannot read {file.name}: {error}; pass a "
+            "folder such as runs/NAME or runs/latest"
+        ) from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{file}: holds no JSON object, so it is no run's config")
     return config
 
 
+def check_new_run(output_root: Path, name: str | None) -> None:
+    """Raise ConfigError when a run cannot be made in `output_root` under `name`.
+
+    Called before anything expensive; nothing is made.
+    """
+    if name is not None:
+        _check_name(name)
+        if (output_root / name).exists():
+            raise _taken(output_root / name)
+    parent = next(p for p in (output_root, *output_root.absolute().parents) if p.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise ConfigError(f"--output {output_root}: {parent} is no folder that can be written to")
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name) or name == LATEST_NAME:
+        raise ConfigError(
+            f"run name {name!r}: use at most 100 letters, digits, '.', '_' and "
+            f"'-', beginning with a letter or digit, and not {LATEST_NAME!r}"
+        )
+
+
+def _taken(path: Path) -> ConfigError:
+    return ConfigError(f"run {path} exists already; go on with --resume, or choose another name")
+
+
 def _make_folder(output_root: Path, name: str | None, config_name: str) -> Path:
     if name is not None:
-        if not _NAME.fullmatch(name) or name == LATEST_NAME:
-            raise ConfigError(f"run name {name!r}: use at most 100 letters, digits, '.', '_' and "
-                              f"'-', beginning with a letter or digit, and not {LATEST_NAME!r}")
+        _check_name(name)
         try:
             (output_root / name).mkdir()
         except FileExistsError:
-            raise ConfigError(f"run {output_root / name} exists already; go on with --resume, or "
-                              "choose another name") from None
+            raise _taken(output_root / name) from None
         return output_root / name
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", config_name).strip("-._")[:60] or "run"
@@ -245,8 +276,9 @@ def _write_environment(path: Path) -> None:
 def _point_latest(path: Path) -> None:
     link = path.parent / LATEST_NAME
     if os.path.lexists(link) and not link.is_symlink():
-        raise CheckpointError(f"{link} is in the way: it should be a link to the latest run; "
-                              "rename it")
+        raise CheckpointError(
+            f"{link} is in the way: it should be a link to the latest run; rename it"
+        )
     point_symlink(link, path.name)
 
 
@@ -255,5 +287,6 @@ def _readable_errors(what: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"{what} {path}: {error}; check that the folder exists, is writable "
-                              "and has room") from error
+        raise CheckpointError(
+            f"{what} {path}: {error}; check that the folder exists, is writable and has room"
+        ) from error

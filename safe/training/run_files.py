@@ -10,6 +10,7 @@ from typing_extensions import override
 from safe.evaluation.evaluate import Evaluation
 from safe.evaluation.metrics import Scores
 from safe.training.callbacks import Callback, Step
+from safe.training.checkpoint import step_name
 from safe.training.durable import write_atomically
 from safe.training.run_directory import RunDirectory
 from safe.training.stage_a import StageA
@@ -37,7 +38,7 @@ class RunFiles(Callback):
 
     @override
     def on_evaluation(
-        self, trainer: StageA, epoch: int, scores: Scores, captions: dict[str, str]
+        self, trainer: StageA, epoch: float, scores: Scores, captions: dict[str, str]
     ) -> None:
         low, high = scores.cider_interval
         row = {
@@ -51,9 +52,10 @@ class RunFiles(Callback):
             "tokenizer": scores.tokenizer,
         }
         # the captions first: a row says that the evaluation is complete
-        write_captions(self.directory.captions / f"epoch-{epoch:03d}.jsonl", {"own": captions})
+        name = f"{step_name(trainer.position.step)}.jsonl"
+        write_captions(self.directory.captions / name, {"own": captions})
         self.directory.log_metrics(row)
-        self.directory.log(f"epoch {epoch}: CIDEr {scores.cider:.1f} [{low:.1f}, {high:.1f}]")
+        self.directory.log(f"epoch {epoch:g}: CIDEr {scores.cider:.1f} [{low:.1f}, {high:.1f}]")
         if self.track:
             self.accelerator.log({"cider": scores.cider}, step=trainer.position.step)
 
@@ -62,10 +64,10 @@ class RunFiles(Callback):
         self.directory.log(f"training complete at step {trainer.position.step}")
 
 
-def evaluated_epochs(directory: RunDirectory) -> int:
-    """The last epoch that metrics.jsonl has an evaluation of; 0 when there is none."""
+def evaluated_step(directory: RunDirectory) -> int:
+    """The last step that metrics.jsonl has an evaluation of; 0 when there is none."""
     rows = [json.loads(line) for line in directory.metrics_path.read_bytes().splitlines()]
-    return max((row["epoch"] for row in rows if row.get("kind") == "evaluation"), default=0)
+    return max((row["step"] for row in rows if row.get("kind") == "evaluation"), default=0)
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:

@@ -32,8 +32,10 @@ class RunLock:
             refused = self._named_owner_lives()  # no locks on this file system
         if refused:
             pid, host = _read_owner(self._path)
-            raise CheckpointError(f"run folder {folder} is in use by process {pid} on {host}; wait "
-                                  "for it or stop it, or start this run under another name")
+            raise CheckpointError(
+                f"run folder {folder} is in use by process {pid} on {host}; wait "
+                "for it or stop it, or start this run under another name"
+            )
         self._held = True
         try:
             self._path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 from torch.optim import AdamW
 
-from configs.errors import ModelError, SafeError
+from configs.errors import ModelError
 from configs.schema import OptimConfig
 from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionDataset, epoch_windows
@@ -25,7 +25,7 @@ from safe.training.callbacks import Callback, Step
 from safe.training.retention import Retention
 
 
-class TrainingDiverged(SafeError):
+class TrainingDiverged(Exception):
     """Loss or gradient was not finite several steps in a row."""
 
 
@@ -94,11 +94,16 @@ class StageA:
         """Whether every step has been taken."""
         return self.position.step >= self.total_steps
 
+    @property
+    def epochs(self) -> float:
+        """Epochs done so far, fractional."""
+        return self.position.epoch + self.position.window / self.steps_per_epoch
+
     def advance(self) -> bool:
         """Take the next step of the running epoch.
 
         Returns:
-            Whether that completed the epoch (or the training).
+            Whether that completed the epoch.
 
         Raises:
             TrainingDiverged: too many steps in a row were not finite; none of them moved anything.
@@ -107,7 +112,7 @@ class StageA:
         window = windows[self.position.window]
         self.take_step(window)
         self.position.window += 1
-        epoch_over = self.position.window == len(windows) or self.done
+        epoch_over = self.position.window == len(windows)
         if epoch_over:
             self.position.epoch += 1
             self.position.window = 0
@@ -177,6 +182,8 @@ class StageA:
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state`; the optimizer's tensors are restored by the caller."""
         self.position = Position(**state["position"])
+        if self.position.bad_in_a_row >= self.config.max_bad_steps:
+            self.position.bad_in_a_row = 0  # it has stopped the run once; count anew
 
     def _backward(self, window: Sequence[Sequence[int]], tokens: int) -> Tensor:
         """Gradients of this process's share of the window; its part of the mean loss."""

@@ -37,10 +37,15 @@ class TrainingState:
     """Sentences to print: what could not be restored exactly on this machine."""
 
 
-def save_training_state(folder: Path, *, optimizer: torch.optim.Optimizer,
-                        named_parameters: Iterable[tuple[str, Tensor]], scheduler_step: int,
-                        progress: dict[str, Any],
-                        rng_states: Sequence[RngState] | None = None) -> None:
+def save_training_state(
+    folder: Path,
+    *,
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, Tensor]],
+    scheduler_step: int,
+    progress: dict[str, Any],
+    rng_states: Sequence[RngState] | None = None,
+) -> None:
     """Write trainer_state.json, optimizer.safetensors and rng.safetensors into `folder`.
 
     Args:
@@ -68,16 +73,23 @@ def save_training_state(folder: Path, *, optimizer: torch.optim.Optimizer,
         "rng": [state.values for state in states],
     }
     text = json.dumps(as_json(document, "the training state"), indent=1, sort_keys=True)
-    rng_tensors = {f"{rank}.{name}": tensor for rank, state in enumerate(states)
-                   for name, tensor in state.tensors.items()}
+    rng_tensors = {
+        f"{rank}.{name}": tensor
+        for rank, state in enumerate(states)
+        for name, tensor in state.tensors.items()
+    }
     save_file(optimizer_tensors(optimizer, names), folder / OPTIMIZER_FILE)
     save_file(rng_tensors, folder / RNG_FILE)
     (folder / STATE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def load_training_state(folder: Path, *, optimizer: torch.optim.Optimizer,
-                        named_parameters: Iterable[tuple[str, Tensor]],
-                        rank: int = 0) -> TrainingState:
+def load_training_state(
+    folder: Path,
+    *,
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, Tensor]],
+    rank: int = 0,
+) -> TrainingState:
     """Set `optimizer` and this process's random generators from `folder`.
 
     Call it last before the loop goes on, since anything random in between would move the
@@ -108,23 +120,34 @@ def read_progress(folder: Path) -> dict[str, Any]:
 
 def _rng_of(values: list[dict[str, Any]], tensors: dict[str, Tensor], rank: int) -> RngState:
     if rank >= len(values):
-        raise CheckpointError(f"the checkpoint was saved by {len(values)} process(es), and this is "
-                              f"rank {rank}; resume with as many processes as before")
+        raise CheckpointError(
+            f"the checkpoint was saved by {len(values)} process(es), and this is "
+            f"rank {rank}; resume with as many processes as before"
+        )
     prefix = f"{rank}."
-    return RngState(values[rank], {name.removeprefix(prefix): tensor
-                                   for name, tensor in tensors.items() if name.startswith(prefix)})
+    return RngState(
+        values[rank],
+        {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        },
+    )
 
 
 def _read_document(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}; resume from another checkpoint"
-                              ) from error
+        raise CheckpointError(
+            f"{path}: cannot be read: {error}; resume from another checkpoint"
+        ) from error
     version = document.get("format_version") if isinstance(document, dict) else None
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format version is {version!r}; this safe-probe reads only "
-                              f"version {FORMAT_VERSION}")
+        raise CheckpointError(
+            f"{path}: format version is {version!r}; this safe-probe reads only "
+            f"version {FORMAT_VERSION}"
+        )
     kinds = {"optimizer": dict, "scheduler_step": int, "progress": dict, "rng": list}
     for key, kind in kinds.items():
         if not isinstance(document.get(key), kind):
@@ -136,5 +159,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}; resume from another checkpoint"
-                              ) from error
+        raise CheckpointError(
+            f"{path}: cannot be read: {error}; resume from another checkpoint"
+        ) from error

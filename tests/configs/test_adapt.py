@@ -22,8 +22,8 @@ def test_phase1_on_smollm2() -> None:
     assert (config.model.hidden_size, config.model.num_layers) == (576, 30)
     assert config.optim == replace(PHASE1.optim, batch_size=32, accumulation=4)
     assert lines == [
-        "model.backbone llava-hf/llava-1.5-13b-hf (5120 wide, 40 layers) -> "
-        "smollm2 (576 wide, 30 layers): the backbone of this run",
+        "config made for 40 layers of 5120 -> smollm2 has 30 layers of 576: "
+        "adapted by the rules below",
         "model.fusion.layers [8, 16, 24, 32] of 40 -> [6, 12, 18, 24] of 30: same relative depth",
         "model.fusion.lora_rank 64 of 5120 -> 7 of 576: same ratio to the hidden size",
         "optim.batch_size x accumulation 4 x 32 -> 32 x 4: the same 128 clips per step, "

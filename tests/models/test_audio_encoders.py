@@ -195,7 +195,7 @@ def test_bad_input(
         ("clap", r"unknown audio encoder 'clap'.*known: embedded, aisfx, laion-clap:CHECKPOINT"),
         ("aisfy", "did you mean 'aisfx'"),
         ("hf:", "unknown audio encoder 'hf:'"),
-        ("laion-clap", "unknown audio encoder 'laion-clap'"),
+        ("laion-clap", "audio encoder laion-clap needs a checkpoint: laion-clap:CHECKPOINT.pt"),
         ("hf:./nowhere", "no such model folder"),
         ("laion-clap:/nowhere/x.pt", "no checkpoint /nowhere/x.pt"),
     ],

@@ -42,13 +42,17 @@ def writer(text: str = "weights", extra: bytes = b"\x00" * 4000) -> Callable[[Pa
 
 
 def save(parent: Path, step: int, **options: object) -> Path:
-    return publish(parent, step_name(step), writer(f"step {step}"), metadata={"step": step},
-                   **options)  # type: ignore[arg-type]
+    return publish(
+        parent, step_name(step), writer(f"step {step}"), metadata={"step": step}, **options
+    )  # type: ignore[arg-type]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes()
-            for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def hidden(parent: Path) -> list[str]:
@@ -141,8 +145,12 @@ def test_impossible_values_are_refused(tmp_path: Path) -> None:
         save(tmp_path, 1, keep=0)
     with pytest.raises(CheckpointError, match="step is -1"):
         step_name(-1)
-    for metadata, word in (({"x": float("nan")}, "JSON"), ({"x": (1,)}, "lists for tuples"),
-                           ({1: 2}, "changes when written"), ({"x": object()}, "JSON")):
+    for metadata, word in (
+        ({"x": float("nan")}, "JSON"),
+        ({"x": (1,)}, "lists for tuples"),
+        ({1: 2}, "changes when written"),
+        ({"x": object()}, "JSON"),
+    ):
         with pytest.raises(CheckpointError, match=word):
             publish(tmp_path, "a", writer(), metadata=metadata)
     assert list(tmp_path.iterdir()) == []
@@ -169,10 +177,12 @@ def make_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text("{}")
 
 
-@pytest.mark.parametrize(("write", "word"), [(make_link, "link: is a symlink"),
-                                             (make_manifest, "name is reserved")])
-def test_what_a_writer_must_not_make(tmp_path: Path, write: Callable[[Path], None],
-                                     word: str) -> None:
+@pytest.mark.parametrize(
+    ("write", "word"), [(make_link, "link: is a symlink"), (make_manifest, "name is reserved")]
+)
+def test_what_a_writer_must_not_make(
+    tmp_path: Path, write: Callable[[Path], None], word: str
+) -> None:
     with pytest.raises(CheckpointError, match=word):
         publish(tmp_path, "a", write, metadata={})
     assert list(tmp_path.iterdir()) == []
@@ -180,7 +190,8 @@ def test_what_a_writer_must_not_make(tmp_path: Path, write: Callable[[Path], Non
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, ConfigError])
 def test_a_failing_writer_leaves_nothing_and_its_own_error(
-        tmp_path: Path, error: type[BaseException]) -> None:
+    tmp_path: Path, error: type[BaseException]
+) -> None:
     save(tmp_path, 1)
 
     def write(folder: Path) -> None:
@@ -198,12 +209,16 @@ def raise_nospace(*_args: object) -> None:
 
 @pytest.mark.parametrize("failing", ["fsync_tree", "fsync_path", "write_manifest", "os.rename"])
 def test_a_full_disk_is_explained_and_loses_nothing(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
     before = snapshot(save(tmp_path, 1))
     with monkeypatch.context() as patch:
         patch.setattr(f"safe.training.checkpoint.{failing}", raise_nospace)
-        with pytest.raises(CheckpointError, match=r"step-00000002: .*No space left.*"
-                                                  r"needed at least [\d,]+ bytes, [\d,]+ bytes"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"step-00000002: .*No space left.*"
+            r"needed at least [\d,]+ bytes, [\d,]+ bytes",
+        ):
             save(tmp_path, 2)
     assert snapshot(tmp_path / "step-00000001") == before
     assert hidden(tmp_path) == []
@@ -219,7 +234,8 @@ def test_safetensors_own_disk_error_is_recognised(tmp_path: Path) -> None:
 
 
 def test_too_little_space_is_refused_before_writing(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path, 1)
     needed = sum(path.stat().st_size for path in (tmp_path / "step-00000001").rglob("*.*"))
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
@@ -236,8 +252,9 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", tmp_path],
-                      capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", tmp_path], capture_output=True
+    ).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         before = snapshot(save(tmp_path, 1))
@@ -270,20 +287,32 @@ def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_every_byte_of_the_manifest_counts(tmp_path: Path) -> None:
-    path = publish(tmp_path, "step-00000001", writer("x", b""),
-                   metadata={"step": 1, "score": 0.25, "note": "é\n"})
+    path = publish(
+        tmp_path,
+        "step-00000001",
+        writer("x", b""),
+        metadata={"step": 1, "score": 0.25, "note": "é\n"},
+    )
     file = path / "manifest.json"
     content = file.read_bytes()
     choose = random.Random(0)
     for position in range(len(content)):
         for changed in (content[position] ^ (1 << choose.randrange(8)), choose.randrange(256)):
             if changed != content[position]:
-                file.write_bytes(content[:position] + bytes([changed]) + content[position + 1:])
+                file.write_bytes(content[:position] + bytes([changed]) + content[position + 1 :])
                 with pytest.raises(CheckpointError, match="manifest.json|missing|extra|sha|size"):
                     verify(path)
-    for spelled in (content + b" ", content.replace(b'"files"', b'"files":{},"files"'),
-                    content.replace(b"0.25", b"2.5e-1"), b"", b"[]", b"{}", b"[" * 100_000,
-                    content[:-1], content.replace(b'"bytes": 1,', b'"bytes": 1, "x": 1,')):
+    for spelled in (
+        content + b" ",
+        content.replace(b'"files"', b'"files":{},"files"'),
+        content.replace(b"0.25", b"2.5e-1"),
+        b"",
+        b"[]",
+        b"{}",
+        b"[" * 100_000,
+        content[:-1],
+        content.replace(b'"bytes": 1,', b'"bytes": 1, "x": 1,'),
+    ):
         file.write_bytes(spelled)
         with pytest.raises(CheckpointError, match="manifest.json"):
             verify(path)
@@ -400,7 +429,8 @@ def test_sweep_takes_the_dead_and_leaves_the_living(tmp_path: Path) -> None:
 
 
 def test_without_locks_the_process_number_decides(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unsupported(_path: Path) -> None:
         raise OSError(errno.ENOTSUP, "no locks here")
 
@@ -433,9 +463,12 @@ BACK_TO_BACK = textwrap.dedent("""
 
 def kill_during_saves(parent: Path, root: Path, delay: float) -> int:
     """Start the saver, kill -9 it `delay` after its first save, return the last step it told."""
-    with subprocess.Popen([sys.executable, "-c", BACK_TO_BACK, str(parent)], text=True,
-                          env={**os.environ, "PYTHONPATH": str(root)},
-                          stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", BACK_TO_BACK, str(parent)],
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+    ) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         try:
@@ -447,8 +480,7 @@ def kill_during_saves(parent: Path, root: Path, delay: float) -> int:
     return int([line for line in told if line.endswith("\n")][-1])
 
 
-def test_kill_9_at_random_moments_tears_and_loses_nothing(
-        tmp_path: Path, repo_root: Path) -> None:
+def test_kill_9_at_random_moments_tears_and_loses_nothing(tmp_path: Path, repo_root: Path) -> None:
     choose, torn, lost, halfway = random.Random(0), 0, 0, 0
     for _ in range(20):
         told = kill_during_saves(tmp_path, repo_root, choose.uniform(0, 0.05))
@@ -501,8 +533,10 @@ def test_death_at_every_file_system_call_of_a_save(tmp_path: Path, repo_root: Pa
         (parent / ".tmp-stale-1").mkdir()
         for step in (1, 2):
             save(parent, step)
-        code = subprocess.run([sys.executable, "-c", DIE_AT_CALL, str(parent), str(call)],
-                              env={**os.environ, "PYTHONPATH": str(repo_root)}).returncode
+        code = subprocess.run(
+            [sys.executable, "-c", DIE_AT_CALL, str(parent), str(call)],
+            env={**os.environ, "PYTHONPATH": str(repo_root)},
+        ).returncode
         for found in checkpoints(parent):
             verify(found)
         assert len(checkpoints(parent)) >= 2
@@ -516,7 +550,10 @@ def test_death_at_every_file_system_call_of_a_save(tmp_path: Path, repo_root: Pa
 
 
 def test_saving_needs_no_torch(repo_root: Path) -> None:
-    code = ("import sys, safe.training.checkpoint, safe.training.run_directory, "
-            "safe.training.interrupt; sys.exit('torch' in sys.modules)")
-    subprocess.run([sys.executable, "-c", code], check=True,
-                   env={**os.environ, "PYTHONPATH": str(repo_root)})
+    code = (
+        "import sys, safe.training.checkpoint, safe.training.run_directory, "
+        "safe.training.interrupt; sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(repo_root)}
+    )

@@ -1,6 +1,7 @@
 """Two processes train what one does, stop together when one is told to, and resume.
 
-Run under torchrun as `test_distributed.py CONFIG_JSON OUTPUT whole|sharded` this file is one of the processes.
+Run under torchrun as `test_distributed.py CONFIG_JSON OUTPUT whole|sharded` this file is one of
+the processes.
 """
 
 import io

@@ -1,7 +1,9 @@
 """What happens before the first step: what is said, left out, refused, and made the same."""
 
 import io
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from configs.overrides import apply_values
 from configs.schema import RunConfig
 from safe.data.manifests import load_split
 from safe.models.audio_encoders import load_audio_encoder
+from safe.training import experiment as experiment_module
 from safe.training.experiment import Experiment, prepare, silence_embedding
+from safe.training.interrupt import Interrupt, Interrupted
 
 pytestmark = pytest.mark.usefixtures("in_small_world")
 ConfigMaker = Callable[..., RunConfig]
@@ -54,7 +58,8 @@ def test_experiment_holds_the_three_splits_and_every_caption(
         5,
     ]
     assert len(experiment.dataset) == 22 and not experiment.sounds.problems
-    assert f"22 train, 4 val, 5 test clips from {tiny_data}, heard by embedded" in text
+    assert f"data: 22 train, 4 val, 5 test clips in {tiny_data}" in text
+    assert "22 train, 4 val, 5 test clips heard by embedded" in text
     clips = load_split(tiny_data, "test")
     assert experiment.test.references == {clip.id: list(clip.captions) for clip in clips}
 
@@ -161,3 +166,26 @@ def test_silence_is_what_the_encoder_hears_in_zeros(
 
     with pytest.raises(DataError, match="broken gives NaN or Inf for silence"):
         silence_embedding(Broken(), experiment.train)  # type: ignore[arg-type]
+
+
+def test_signal_while_clips_are_encoded_keeps_what_is_done(
+    tiny_data: Path, make_tiny_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SAFE_PROBE_CACHE", str(tmp_path))  # nothing is encoded yet
+    config = make_tiny_config(tiny_data)
+    console = Console(file=io.StringIO(), width=300)
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM received: .* of 31 clips are encoded"):
+            prepare(config, Accelerator(cpu=True), console, interrupt=interrupt)
+    prepared(config)  # and the same command goes on
+
+
+def test_cheap_mistakes_are_found_before_the_backbone_is_loaded(
+    tiny_data: Path, make_tiny_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment_module, "load_backbone", lambda *_a, **_k: pytest.fail("loaded"))
+    with pytest.raises(DataError, match="nowhere"):
+        prepared(make_tiny_config(tiny_data, data__root="nowhere"))
+    with pytest.raises(ModelError, match="unknown audio encoder 'clap'"):
+        prepared(make_tiny_config(tiny_data, model__audio_encoder="clap"))

@@ -121,8 +121,9 @@ def send_and_wait(number: signal.Signals, seconds: float) -> None:
 
 
 def exit_code_of_child(number: signal.Signals, seconds: float) -> int | None:
-    child = multiprocessing.get_context("fork").Process(target=send_and_wait,
-                                                        args=(number, seconds))
+    child = multiprocessing.get_context("fork").Process(
+        target=send_and_wait, args=(number, seconds)
+    )
     child.start()
     child.join(20)
     return child.exitcode
@@ -153,8 +154,12 @@ LOOP = textwrap.dedent("""
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_program_leaves_with_3(name: str, repo_root: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", LOOP], stdout=subprocess.PIPE, text=True,
-                          env={**os.environ, "PYTHONPATH": str(repo_root)}) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", LOOP],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(repo_root)},
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.Signals[name])

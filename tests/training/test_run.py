@@ -116,8 +116,8 @@ def test_interrupted_run_ends_byte_for_byte_as_an_uninterrupted_one(
     assert evaluation == tiny_run.evaluation
     ours, reference = results(folder), results(tiny_run.folder)
     if step == 5:  # the two newest are kept, and the interruption left one more
-        ours = {n: b for n, b in ours.items() if "step-00000005" not in n}
-        reference = {n: b for n, b in reference.items() if "step-00000003" not in n}
+        ours = {n: b for n, b in ours.items() if "checkpoints/step-00000005" not in n}
+        reference = {n: b for n, b in reference.items() if "checkpoints/step-00000003" not in n}
     assert_same(ours, reference)
     assert "SIGTERM received" in (folder / "log.txt").read_text()
     assert (tmp_path / "latest").resolve() == folder
@@ -344,3 +344,32 @@ def test_without_bfloat16_arithmetic_engine_and_config_use_float32(
     assert (config.model.dtype, config.optim.precision) == ("float32", "no")
     assert accelerator.mixed_precision == "no"
     assert "bfloat16 -> float32: this processor has no bfloat16" in text_of(how)
+
+
+def test_training_that_ends_inside_an_epoch_does_not_round_it_up(
+    tiny_data: Path, make_tiny_config: ConfigMaker, tmp_path: Path
+) -> None:
+    train(make_tiny_config(tiny_data, optim__max_steps=2), tmp_path)
+    rows = [json.loads(r) for r in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    evaluation = rows[-1]
+    assert evaluation["kind"] == "evaluation" and evaluation["step"] == 2
+    assert evaluation["epoch"] == pytest.approx(2 / 3)  # an epoch of the tiny data has three steps
+    assert (tmp_path / "run" / "captions" / "step-00000002.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cuda:99", "--device cuda:99: this machine has [0-9]+ CUDA devices"),
+        ("gpu", "--device gpu: unknown; allowed: auto, cpu, cuda, cuda:N"),
+    ],
+)
+def test_device_that_is_not_there_is_an_error(tiny_run: Any, name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        engine(tiny_run.config, Launch(Console(file=io.StringIO()), device=name))
+
+
+def test_output_that_cannot_be_written_is_found_first(tiny_run: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="no folder that can be written to"):
+        train(tiny_run.config, tmp_path / "file" / "runs")

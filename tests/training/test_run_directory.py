@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from configs.errors import CheckpointError, ConfigError
 from safe.training import environment, metrics_log, run_lock
 from safe.training.durable import write_atomically
-from safe.training.environment import describe_environment, describe_git
+from safe.training.environment import describe_code, describe_environment, describe_git
 from safe.training.run_directory import RunDirectory, read_config
 
 CONFIG = {"name": "phase1", "layers": (8, 16), "optim": {"lr": 1e-3, "max_steps": None}}
@@ -35,9 +35,14 @@ def make(root: Path, name: str | None = "a") -> RunDirectory:
 
 def start(root: Path, code: str, *arguments: str) -> subprocess.Popen[str]:
     """Start another Python that finds this code wherever it is installed."""
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env={**os.environ, "PYTHONPATH": str(root)})
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
 
 
 def rows(run: RunDirectory) -> list[dict[str, Any]]:
@@ -189,7 +194,8 @@ OWN_AND_FORK = textwrap.dedent("""
 
 
 def test_a_killed_owner_is_recovered_though_its_worker_lives(
-        tmp_path: Path, repo_root: Path) -> None:
+    tmp_path: Path, repo_root: Path
+) -> None:
     make(tmp_path).close()
     path = tmp_path / "runs" / "a"
     with start(repo_root, OWN_AND_FORK, str(path)) as owner:
@@ -215,7 +221,8 @@ def test_a_lock_left_by_a_reused_process_number_is_recovered(tmp_path: Path) -> 
 
 
 def test_without_locks_the_named_owner_decides(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unsupported(_path: Path) -> None:
         raise OSError("no locks here")
 
@@ -224,8 +231,12 @@ def test_without_locks_the_named_owner_decides(
     gone = subprocess.Popen(["true"])
     gone.wait()
     monkeypatch.setattr(run_lock, "try_lock", unsupported)
-    for pid, where, free in ((1, host, False), (gone.pid, host, True), (gone.pid, "other", False),
-                             ("x", host, True)):
+    for pid, where, free in (
+        (1, host, False),
+        (gone.pid, host, True),
+        (gone.pid, "other", False),
+        ("x", host, True),
+    ):
         (path / "run.lock").write_text(json.dumps({"pid": pid, "host": where}))
         if free:
             RunDirectory.open(path).close()
@@ -256,27 +267,57 @@ def test_rows_are_on_disk_at_once(tmp_path: Path) -> None:
 
 def test_what_is_not_finite_is_null_and_named(tmp_path: Path) -> None:
     with make(tmp_path) as run:
-        run.log_metrics({"step": 1, "loss": float("nan"), "norms": {"gate": [1.0, float("inf")]},
-                         "x": np.float32("-inf"), "y": torch.tensor(float("nan"))})
-    assert rows(run) == [{
-        "step": 1, "loss": None, "norms": {"gate": [1.0, None]}, "x": None, "y": None,
-        "nonfinite": {"loss": "nan", "norms.gate.1": "inf", "x": "-inf", "y": "nan"}}]
+        run.log_metrics(
+            {
+                "step": 1,
+                "loss": float("nan"),
+                "norms": {"gate": [1.0, float("inf")]},
+                "x": np.float32("-inf"),
+                "y": torch.tensor(float("nan")),
+            }
+        )
+    assert rows(run) == [
+        {
+            "step": 1,
+            "loss": None,
+            "norms": {"gate": [1.0, None]},
+            "x": None,
+            "y": None,
+            "nonfinite": {"loss": "nan", "norms.gate.1": "inf", "x": "-inf", "y": "nan"},
+        }
+    ]
 
 
 def test_numbers_of_numpy_and_torch_become_plain(tmp_path: Path) -> None:
     with make(tmp_path) as run:
-        run.log_metrics({"step": 1, "a": np.float64(0.1), "b": np.int64(3), "c": torch.tensor(2),
-                         "d": np.bool_(True), "e": (1, 2), "f": None})
+        run.log_metrics(
+            {
+                "step": 1,
+                "a": np.float64(0.1),
+                "b": np.int64(3),
+                "c": torch.tensor(2),
+                "d": np.bool_(True),
+                "e": (1, 2),
+                "f": None,
+            }
+        )
     assert rows(run) == [{"step": 1, "a": 0.1, "b": 3, "c": 2, "d": True, "e": [1, 2], "f": None}]
 
 
-@pytest.mark.parametrize(("row", "word"), [
-    ({}, "integer 'step', got None"), ({"step": 1.0}, "got 1.0"), ({"step": True}, "got True"),
-    ({"step": 1, "x": object()}, "metric 'x' is a object"),
-    ({"step": 1, "y": torch.ones(2)}, "metric 'y' is a Tensor"),
-    ({"step": 1, "nonfinite": []}, "'nonfinite' is reserved")])
-def test_rows_that_are_refused_write_nothing(tmp_path: Path, row: dict[str, Any],
-                                             word: str) -> None:
+@pytest.mark.parametrize(
+    ("row", "word"),
+    [
+        ({}, "integer 'step', got None"),
+        ({"step": 1.0}, "got 1.0"),
+        ({"step": True}, "got True"),
+        ({"step": 1, "x": object()}, "metric 'x' is a object"),
+        ({"step": 1, "y": torch.ones(2)}, "metric 'y' is a Tensor"),
+        ({"step": 1, "nonfinite": []}, "'nonfinite' is reserved"),
+    ],
+)
+def test_rows_that_are_refused_write_nothing(
+    tmp_path: Path, row: dict[str, Any], word: str
+) -> None:
     with make(tmp_path) as run, pytest.raises(CheckpointError, match=word):
         run.log_metrics(row)
     assert rows(run) == []
@@ -285,16 +326,19 @@ def test_rows_that_are_refused_write_nothing(tmp_path: Path, row: dict[str, Any]
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(saved=st.integers(0, 8), killed=st.integers(0, 8), cut=st.integers(0, 60))
 def test_an_interrupted_and_resumed_file_equals_the_uninterrupted(
-        tmp_path: Path, saved: int, killed: int, cut: int) -> None:
+    tmp_path: Path, saved: int, killed: int, cut: int
+) -> None:
     steps = [{"step": step, "loss": 1 / (step + 1)} for step in range(9)]
     whole = b"".join(json.dumps(row).encode() + b"\n" for row in steps)
     path = tmp_path / "metrics.jsonl"
     torn = whole.splitlines(keepends=True)[killed][:cut]
-    path.write_bytes(b"".join(whole.splitlines(keepends=True)[: max(saved + 1, killed)])
-                     + (torn if killed > saved else b""))
+    path.write_bytes(
+        b"".join(whole.splitlines(keepends=True)[: max(saved + 1, killed)])
+        + (torn if killed > saved else b"")
+    )
     log = metrics_log.MetricsLog(path)
     log.truncate(saved)
-    for row in steps[saved + 1:]:
+    for row in steps[saved + 1 :]:
         log.append(row)
     log.close()
     assert path.read_bytes() == whole
@@ -311,14 +355,18 @@ def test_truncation_counts_and_keeps_bytes(tmp_path: Path) -> None:
         assert run.truncate_metrics(-1) == 2 and rows(run) == []
 
 
-@pytest.mark.parametrize("line", [b"\x00\x00\n", b"{}\n", b"[1]\n", b'{"step": "x"}\n', b"\n",
-                                  b'{"step": 1}\r{"step": 2}\n'])
+@pytest.mark.parametrize(
+    "line",
+    [b"\x00\x00\n", b"{}\n", b"[1]\n", b'{"step": "x"}\n', b"\n", b'{"step": 1}\r{"step": 2}\n'],
+)
 def test_a_damaged_line_is_named_and_nothing_lost(tmp_path: Path, line: bytes) -> None:
     make(tmp_path).close()
     file = tmp_path / "runs" / "a" / "metrics.jsonl"
     file.write_bytes(b'{"step": 1}\n' + line + b'{"step": 2}\n')
-    with (RunDirectory.open(file.parent) as run,
-          pytest.raises(CheckpointError, match="metrics.jsonl: line 2 is not a row of metrics")):
+    with (
+        RunDirectory.open(file.parent) as run,
+        pytest.raises(CheckpointError, match="metrics.jsonl: line 2 is not a row of metrics"),
+    ):
         run.truncate_metrics(1)
     assert file.read_bytes() == b'{"step": 1}\n' + line + b'{"step": 2}\n'
 
@@ -357,7 +405,8 @@ def test_half_a_row_is_taken_back(tmp_path: Path) -> None:
 
 
 def test_an_atomic_write_that_fails_keeps_the_old_file(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a"
     write_atomically(path, "old")
 
@@ -373,8 +422,7 @@ def test_an_atomic_write_that_fails_keeps_the_old_file(
 # the environment
 
 
-def test_the_environment_is_json_without_home_or_variables(
-        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_json_without_home_or_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/secretuser")
     monkeypatch.setenv("SOME_TOKEN", "hunter2")
     monkeypatch.setattr(sys, "argv", ["safe-train", "--data=/home/secretuser/x", "/home/secrets"])
@@ -394,8 +442,9 @@ def test_git_is_told_of_the_folder(tmp_path: Path) -> None:
 
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
-        return subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, text=True,
-                              capture_output=True).stdout.strip()
+        return subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, text=True, capture_output=True
+        ).stdout.strip()
 
     git("init", "-q")
     (tmp_path / "file").write_text("1")
@@ -405,6 +454,29 @@ def test_git_is_told_of_the_folder(tmp_path: Path) -> None:
     assert describe_git(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
     (tmp_path / "file").write_text("2")
     assert describe_git(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+
+
+def test_the_code_is_told_of_not_the_current_folder(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repo_root: Path) -> None:
+    """A run started inside a stranger's repository, by a copy installed in it."""
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "a stranger's")
+    monkeypatch.chdir(tmp_path)
+    installed = tmp_path / ".venv" / "safe" / "environment.py"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("")
+    assert describe_git(installed.parent) is not None and describe_code(installed) is None
+    git("add", ".")
+    found = describe_code(installed)
+    assert found is not None and found == {
+        "of": "the folder of safe-probe's code", **(describe_git(tmp_path) or {})}
+    own = repo_root / "safe" / "training" / "environment.py"
+    assert describe_environment()["git"] == describe_code(own)
+    assert str(tmp_path) not in json.dumps(describe_environment()["git"])
 
 
 def test_without_git_there_is_none(monkeypatch: pytest.MonkeyPatch, repo_root: Path) -> None:

@@ -20,8 +20,16 @@ from safe.training.checkpoint_manifest import as_json
 from safe.training.rng import RngState, capture_rng, restore_rng
 from safe.training.state import load_training_state, read_progress, save_training_state
 
-PROGRESS = {"epoch": 2, "position": 7, "step": 31, "phase": 1, "best": 0.1 + 0.2, "bad_steps": 0,
-            "warmup": {"step": 3}, "sampler_seed": None}
+PROGRESS = {
+    "epoch": 2,
+    "position": 7,
+    "step": 31,
+    "phase": 1,
+    "best": 0.1 + 0.2,
+    "bad_steps": 0,
+    "warmup": {"step": 3},
+    "sampler_seed": None,
+}
 
 
 class Tiny(nn.Module):
@@ -38,9 +46,18 @@ class Tiny(nn.Module):
 
 def make_optimizer(model: Tiny, **options: Any) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        [{"name": "projector", "params": list(model.projector.parameters()), "lr": 1e-2},
-         {"name": "adapter", "params": [model.adapter.weight, model.gate, model.idle],
-          "lr": 3e-3, "weight_decay": 0.1, "betas": (0.8, 0.99)}], **options)
+        [
+            {"name": "projector", "params": list(model.projector.parameters()), "lr": 1e-2},
+            {
+                "name": "adapter",
+                "params": [model.adapter.weight, model.gate, model.idle],
+                "lr": 3e-3,
+                "weight_decay": 0.1,
+                "betas": (0.8, 0.99),
+            },
+        ],
+        **options,
+    )
 
 
 def train(model: Tiny, optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -56,13 +73,20 @@ def train(model: Tiny, optimizer: torch.optim.Optimizer, steps: int) -> None:
 
 def save(folder: Path, model: Tiny, optimizer: torch.optim.Optimizer, **options: Any) -> None:
     folder.mkdir(exist_ok=True)
-    save_training_state(folder, optimizer=optimizer, named_parameters=model.named_parameters(),
-                        scheduler_step=5, progress=PROGRESS, **options)
+    save_training_state(
+        folder,
+        optimizer=optimizer,
+        named_parameters=model.named_parameters(),
+        scheduler_step=5,
+        progress=PROGRESS,
+        **options,
+    )
 
 
 def load(folder: Path, model: Tiny, optimizer: torch.optim.Optimizer, **options: Any) -> Any:
-    return load_training_state(folder, optimizer=optimizer,
-                               named_parameters=model.named_parameters(), **options)
+    return load_training_state(
+        folder, optimizer=optimizer, named_parameters=model.named_parameters(), **options
+    )
 
 
 def seed() -> None:
@@ -72,12 +96,26 @@ def seed() -> None:
 
 
 def everything(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [value for group in optimizer.param_groups for parameter in group["params"]
-            for value in (parameter.detach(), *optimizer.state.get(parameter, {}).values())]
+    return [
+        value
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for value in (parameter.detach(), *optimizer.state.get(parameter, {}).values())
+    ]
 
 
-@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"foreach": False}, {"fused": False},
-                                     {"fused": True}, {"maximize": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"foreach": True},
+        {"foreach": False},
+        {"fused": False},
+        {"fused": True},
+        {"maximize": True},
+    ],
+    ids=str,
+)
 def test_training_goes_on_bit_exactly(tmp_path: Path, options: dict[str, bool]) -> None:
     seed()
     model = Tiny()
@@ -102,10 +140,13 @@ def test_training_goes_on_bit_exactly(tmp_path: Path, options: dict[str, bool]) 
     assert len(expected) == len(found) == 5 + 3 * 4
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(one, other) and one.dtype == other.dtype
-    assert [{key: value for key, value in group.items() if key != "params"}
-            for group in optimizer.param_groups] == [
+    assert [
         {key: value for key, value in group.items() if key != "params"}
-        for group in again.param_groups]
+        for group in optimizer.param_groups
+    ] == [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in again.param_groups
+    ]
 
 
 def test_all_generators_return_and_saving_moves_none(tmp_path: Path) -> None:
@@ -113,8 +154,14 @@ def test_all_generators_return_and_saving_moves_none(tmp_path: Path) -> None:
     optimizer = make_optimizer(model)
 
     def draw() -> list[float]:
-        return [random.random(), random.gauss(0, 1), float(np.random.normal()),
-                float(np.random.rand()), float(torch.rand(())), float(torch.randn(()))]
+        return [
+            random.random(),
+            random.gauss(0, 1),
+            float(np.random.normal()),
+            float(np.random.rand()),
+            float(torch.rand(())),
+            float(torch.randn(())),
+        ]
 
     seed()
     draw()
@@ -186,8 +233,9 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def refused(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, match: str,
-            **options: Any) -> None:
+def refused(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, match: str, **options: Any
+) -> None:
     """Loading fails with this message and leaves optimizer and generators as they were."""
     before = (everything(optimizer), torch.get_rng_state(), random.getstate())
     lr = [group.get("lr") for group in optimizer.param_groups]
@@ -203,22 +251,32 @@ def test_the_first_parameter_that_differs_is_named(saved: Path) -> None:
     model = Tiny()
     model.projector = nn.Linear(6, 4)
     model.adapter = nn.Linear(4, 3, bias=False)
-    refused(saved, model, make_optimizer(model),
-            r"parameter 0 of group 'projector' is 'projector.weight' \[5, 6\] torch.float32 in the "
-            r"checkpoint and 'projector.weight' \[4, 6\]")
+    refused(
+        saved,
+        model,
+        make_optimizer(model),
+        r"parameter 0 of group 'projector' is 'projector.weight' \[5, 6\] torch.float32 in the "
+        r"checkpoint and 'projector.weight' \[4, 6\]",
+    )
 
     model = Tiny()
     model.adapter.to(torch.bfloat16)
     refused(saved, model, make_optimizer(model), r"'adapter.weight' \[3, 5\] torch.bfloat16 in thi")
 
     model = Tiny()
-    groups = [{"name": "projector", "params": list(model.projector.parameters())},
-              {"name": "adapter", "params": [model.adapter.weight, model.idle, model.gate]}]
+    groups = [
+        {"name": "projector", "params": list(model.projector.parameters())},
+        {"name": "adapter", "params": [model.adapter.weight, model.idle, model.gate]},
+    ]
     refused(saved, model, torch.optim.AdamW(groups), r"parameter 1 of group 'adapter' is 'gate'")
     groups[1]["params"] = [model.adapter.weight]
     refused(saved, model, torch.optim.AdamW(groups), r"'gate' .* in the checkpoint and absent in")
-    refused(saved, model, torch.optim.AdamW(model.parameters()),
-            r"groups are \['adapter', 'projector'\], this run's are \['group-0'\]")
+    refused(
+        saved,
+        model,
+        torch.optim.AdamW(model.parameters()),
+        r"groups are \['adapter', 'projector'\], this run's are \['group-0'\]",
+    )
 
 
 def test_other_optimizers_are_refused(saved: Path) -> None:
@@ -269,10 +327,13 @@ def test_missing_extra_and_misshapen_tensors_are_named(saved: Path) -> None:
 def test_damaged_files_are_named(saved: Path) -> None:
     model, file = Tiny(), saved / "trainer_state.json"
     optimizer, text = make_optimizer(model), file.read_text()
-    for content, match in (("", "cannot be read"), ("[]", "version is None"),
-                           ('{"format_version": 7}', "version is 7; .* only version 1"),
-                           ('{"format_version": 1}', "'optimizer' is missing"),
-                           ("[" * 100_000, "cannot be read")):
+    for content, match in (
+        ("", "cannot be read"),
+        ("[]", "version is None"),
+        ('{"format_version": 7}', "version is 7; .* only version 1"),
+        ('{"format_version": 1}', "'optimizer' is missing"),
+        ("[" * 100_000, "cannot be read"),
+    ):
         file.write_text(content)
         refused(saved, model, optimizer, f"trainer_state.json: .*{match}")
     document = json.loads(text)
@@ -309,9 +370,13 @@ def test_progress_must_survive_json(tmp_path: Path) -> None:
     model = Tiny()
     for progress in ({"best": float("-inf")}, {"a": (1, 2)}, {1: 2}, {"x": torch.ones(())}):
         with pytest.raises(CheckpointError, match="the training state"):
-            save_training_state(tmp_path, optimizer=make_optimizer(model), scheduler_step=0,
-                                named_parameters=model.named_parameters(),
-                                progress=progress)  # type: ignore[arg-type]
+            save_training_state(
+                tmp_path,
+                optimizer=make_optimizer(model),
+                scheduler_step=0,
+                named_parameters=model.named_parameters(),
+                progress=progress,
+            )  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -323,9 +388,15 @@ def test_another_number_of_cuda_devices_is_said(monkeypatch: pytest.MonkeyPatch)
     assert len(notes) == 1 and "1 CUDA devices, this machine has 0" in notes[0]
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text()
-                    | st.floats(allow_nan=False, allow_infinity=False),
-                    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
 
 
 @given(JSON)

@@ -33,6 +33,11 @@ def load_audio_encoder(name: str) -> FrozenEncoder:
         from safe.models.audio_encoders.laion import LaionClap
 
         return LaionClap(name, where)
+    if name == "laion-clap":
+        raise ModelError(
+            "audio encoder laion-clap needs a checkpoint: laion-clap:CHECKPOINT.pt (a file such as "
+            "630k-audioset-best.pt), or use hf:laion/clap-htsat-unfused, aisfx or embedded"
+        )
     hint = did_you_mean(kind, ("embedded", "aisfx", "laion-clap", "hf"))
     raise ModelError(
         f"unknown audio encoder {name!r}{hint}; known: embedded, aisfx, laion-clap:CHECKPOINT, "
