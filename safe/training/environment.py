@@ -25,8 +25,8 @@ def describe_environment() -> dict[str, Any]:
     """Return JSON values that say what this process runs on.
 
     Holds package versions (None when not installed), the git state of the code itself (see
-    :func:`describe_code`), the platform, processors, torch's threads and devices, and the command line with the home folder
-    written as ~. Environment variables and the host's name are left out.
+    :func:`describe_code`), the platform, processors, torch's threads and devices, and the command
+    line with the home folder written as ~. Environment variables and the host's name are left out.
     """
     return {
         "python": platform.python_version(),

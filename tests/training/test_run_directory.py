@@ -457,8 +457,10 @@ def test_git_is_told_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_the_code_is_told_of_not_the_current_folder(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repo_root: Path) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repo_root: Path
+) -> None:
     """A run started inside a stranger's repository, by a copy installed in it."""
+
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
         subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
@@ -473,7 +475,9 @@ def test_the_code_is_told_of_not_the_current_folder(
     git("add", ".")
     found = describe_code(installed)
     assert found is not None and found == {
-        "of": "the folder of safe-probe's code", **(describe_git(tmp_path) or {})}
+        "of": "the folder of safe-probe's code",
+        **(describe_git(tmp_path) or {}),
+    }
     own = repo_root / "safe" / "training" / "environment.py"
     assert describe_environment()["git"] == describe_code(own)
     assert str(tmp_path) not in json.dumps(describe_environment()["git"])
