@@ -65,6 +65,7 @@ class _Meter:
         self.batch = batch
         self.entered = -1
         self.hidden: dict[int | None, TokenNorms] = {}
+        self.fused: set[int] = set()
         self.positions: Positions | None = None
 
     def install(self, session: Session) -> None:
@@ -95,7 +96,8 @@ class _Meter:
             self._see(layer, call.hidden)
 
     def _leave(self, layer: int, call: Call) -> None:
-        self._see(layer, call.result)
+        if layer not in self.fused:  # a fusion hook that came first has already changed the output
+            self._see(layer, call.result)
 
     def _see(self, place: int | None, hidden: Tensor) -> None:
         """Hidden states [B, T, H] at a place; the newest before the fusion counts."""
@@ -121,6 +123,7 @@ class _Meter:
             )
         hidden, branch = given
         self._see(layer, hidden)
+        self.fused.add(layer)
         self._ratio("contribution", layer, _wide(call.result).to(hidden.device) - _wide(hidden))
         self._ratio("branch_ratio", layer, branch)
         gated = self._gated(layer, branch)

@@ -115,8 +115,11 @@ def _stuck(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     outside = facts.layers(_G, "gate", "outside_clamp")
     trainable = facts.layers(_G, "gate", "trainable")
     gradient = facts.layers(_G, "gate", "gradient")
+    branch = facts.layers(_MAG, "fusion", "branch_ratio")
     for layer, slope in facts.layers(_G, "gate", "slope").items():
-        on_edge = not outside.get(layer, 1.0) and gradient.get(layer, 0.0) != 0
+        # on an end of the clamp the gradient tells, unless a branch of 0 leaves none to be seen
+        alive = gradient.get(layer, 0.0) != 0 or branch.get(layer) == 0
+        on_edge = not outside.get(layer, 1.0) and alive
         if slope == 0 and trainable.get(layer, 1.0) and not on_edge:
             where = "outside its clamp" if outside.get(layer) else "where its slope is 0"
             yield Hit("gate", layer, f"raw gate {raw.get(layer, float('nan')):.4g} is {where}")
@@ -202,9 +205,12 @@ def _no_gradient(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
     effective = facts.layers(_G, "gate", "effective")
     slope = facts.layers(_G, "gate", "slope")
     branch = facts.layers(_MAG, "fusion", "branch_ratio")
-    for layer, gradient in facts.layers(_G, "gate", "gradient").items():
+    single = facts.layers("gradflow", "gate", "norm_mean")
+    for layer, mean in facts.layers(_G, "gate", "gradient").items():
+        # batches that disagree may cancel, in bfloat16 even exactly
+        gradient = max(abs(mean), single.get(layer, 0.0))
         heard = effective.get(layer, 0.0) * branch.get(layer, 1.0) != 0
-        if heard and slope.get(layer, 1.0) != 0 and abs(gradient) < limits.tiny_gradient:
+        if heard and slope.get(layer, 1.0) != 0 and gradient < limits.tiny_gradient:
             severity = Severity.ERROR if gradient == 0 else None
             measured = f"gradient {gradient:.2g} at gate {effective[layer]:.3g}"
             yield Hit("gate", layer, measured, severity)

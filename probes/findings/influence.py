@@ -65,7 +65,7 @@ def _elsewhere(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
 
 
 @INFLUENCE.rule(
-    "SP404", "What arrives is not gate times branch", Link.FUSION, Severity.ERROR, symptom=False,
+    "SP404", "What arrives is not gate times branch", Link.FUSION, Severity.ERROR,
     what="Measured contribution against gate * ||branch|| / ||hidden||; fires when they differ by "
     "more than {gate_mismatch:g} of the larger.",
     why="Something works between the gate and the hidden state: a normalisation that cancels the "
@@ -226,6 +226,8 @@ def _thrown_away(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
     remedy="use the attribute in forward() instead of a copy taken in __init__",
 )  # fmt: skip
 def _unconnected(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
+    if facts.value("gates", "gate", "outer_gate") == 0:
+        return  # SP201
     for r in _dials(facts, facts.all(_SENS, "strength")):
         places = ("tokens",) if r.part == "projector" else ("contribution", "logits")
         seen = [facts.value(_SENS, r.component, f"relative_change_{p}", r.layer) for p in places]
@@ -414,3 +416,21 @@ def _not_measured(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
             yield Hit(r.component, None, "the model failed while it ran", Severity.ERROR)
         elif r.value == 1:
             yield Hit(r.component, None, "what it needs is missing")
+
+
+@INFLUENCE.rule(
+    "SP421", "Tokens of the signal are dropped before the fusion", Link.FUSION, Severity.WARNING,
+    symptom=False,
+    what="Tokens that the attention runs over against tokens per clip that the projector makes; "
+    "fires when there are fewer.",
+    why="What the dropped tokens say is never heard, and the weights that make them never learn.",
+    expected="every token of the projector in reach of the attention, unless a module pools them",
+    source="definition of cross-attention",
+    remedy="look between projector and fusion for a slice or a maximal length; "
+    "--ignore SP421 where tokens are pooled on purpose",
+)  # fmt: skip
+def _dropped(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
+    made = facts.value("data", "signal", "tokens")
+    for layer, heard in facts.layers(_ATT, "fusion", "tokens").items():
+        if made is not None and heard < made - 0.5:
+            yield Hit("fusion", layer, f"attention over {heard:g} of {made:g} tokens")

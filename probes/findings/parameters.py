@@ -19,7 +19,7 @@ _PAR = "parameters"
     "SP501", "The decoder is trainable", Link.OPTIMIZER, Severity.WARNING, symptom=False,
     what="Trainable share of the decoder's parameters; fires above {trainable_decoder:g} (an "
     "adapter inside it has about 1%). With a fusion beside the decoder it is an error when an "
-    "optimizer holds them.",
+    "optimizer holds them. Token embeddings and output head are looked at alike, as a warning.",
     why="The backbone forgets, memory grows several times, and without the signal the model is not "
     "the one any more that was published.",
     expected="a frozen decoder, or an adapter below {trainable_decoder:g} of it",
@@ -27,15 +27,16 @@ _PAR = "parameters"
     remedy="backbone.requires_grad_(False) before the adapter is made",
 )  # fmt: skip
 def _decoder(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
-    total = facts.value(_PAR, "decoder", "total")
-    trainable = facts.value(_PAR, "decoder", "trainable") or 0.0
-    if not total or trainable <= limits.trainable_decoder * total:
-        return
-    frozen = facts.value(_PAR, "decoder", "trainable_not_in_optimizer")
-    held = frozen is not None and frozen < trainable
     beside = bool(facts.value(_PAR, "fusion", "total"))
-    severity = Severity.ERROR if held and beside else None
-    yield Hit("decoder", None, f"{trainable:,.0f} of {total:,.0f} are trainable", severity)
+    for part in ("decoder", "text_embeddings", "lm_head"):
+        total = facts.value(_PAR, part, "total")
+        trainable = facts.value(_PAR, part, "trainable") or 0.0
+        if not total or trainable <= limits.trainable_decoder * total:
+            continue
+        frozen = facts.value(_PAR, part, "trainable_not_in_optimizer")
+        held = frozen is not None and frozen < trainable
+        severity = Severity.ERROR if held and beside and part == "decoder" else None
+        yield Hit(part, None, f"{trainable:,.0f} of {total:,.0f} are trainable", severity)
 
 
 @PARAMETERS.rule(

@@ -159,6 +159,17 @@ def test_safe_type_model(
         assert found["after_layer"] == layer
 
 
+def test_the_text_of_a_layer_is_what_the_fusion_was_given(
+    make_safe: Any, safe_inputs: Inputs
+) -> None:
+    model = make_safe()
+    with torch.no_grad():
+        model.fusion["2"].v_proj.lora_A["default"].weight[0, 0] = float("nan")
+    log = _measure(model, [safe_inputs])
+    found = {r.layer: r.value for r in log if (r.component, r.statistic) == ("text", "nonfinite")}
+    assert found[1] == found[2] == 0
+
+
 def test_outer_gate_at_zero_shows_as_no_calls(make_safe: Any, safe_inputs: Inputs) -> None:
     model = make_safe()
     model.set_gate(0.0)
