@@ -1,0 +1,133 @@
+"""Faults of the optimizer and of what is trainable."""
+
+import copy
+
+import torch
+from torch import nn
+
+from benchmarks.faults.bench import Bench
+from benchmarks.faults.registry import fault
+
+
+def _drop(bench: Bench, unwanted: set[int]) -> None:
+    for group in bench.optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in unwanted]
+
+
+def _ids(module: nn.Module) -> set[int]:
+    return {id(p) for p in module.parameters()}
+
+
+def _gates(bench: Bench) -> list[nn.Parameter]:
+    return [b.residual.residual_scale for b in bench.model.fusion.blocks().values()]
+
+
+@fault("LLaVA-NeXT #508", "SP308 projector")
+def projector_not_in_optimizer(bench: Bench) -> None:
+    """The optimizer was built before the projector existed."""
+    _drop(bench, _ids(bench.model.projector))
+
+
+@fault("PEFT #1402", "SP308 fusion")
+def lora_not_in_optimizer(bench: Bench) -> None:
+    """The optimizer was built before PEFT put the LoRA in."""
+    _drop(bench, {id(p) for n, p in bench.model.fusion.named_parameters() if "lora_" in n})
+
+
+@fault("the seed: PEFT and its own gates", "SP207 gate")
+def gates_not_in_optimizer(bench: Bench) -> None:
+    """The gates are trainable, but in no parameter group."""
+    _drop(bench, {id(p) for p in _gates(bench)})
+
+
+@fault("usual mistake: a schedule for one group", "SP312 fusion", "SP312 gate")
+def lr_zero_adapter(bench: Bench) -> None:
+    """The learning rate of the adapter's groups is 0."""
+    for group in bench.optimizer.param_groups:
+        group["lr"] *= "adapter" not in group["name"]
+
+
+@fault("usual mistake: a schedule for one group", "SP312 projector")
+def lr_zero_projector(bench: Bench) -> None:
+    """The learning rate of the projector's groups is 0."""
+    for group in bench.optimizer.param_groups:
+        group["lr"] *= "projector" not in group["name"]
+
+
+@fault("trl #2175: the schedule was stepped to its end", "SP312 model", "SP313 model")
+def lr_zero_everywhere(bench: Bench) -> None:
+    """The schedule has arrived at 0 while training goes on."""
+    bench.train(3)
+    for group in bench.optimizer.param_groups:
+        group["lr"] = 0.0
+
+
+@fault("torch.optim: only a warning for one group", "SP310 optimizer")
+def parameter_twice(bench: Bench) -> None:
+    """One weight is twice in its parameter group."""
+    group = bench.optimizer.param_groups[0]
+    group["params"].append(group["params"][0])
+
+
+@fault("the seed: one group for all", "SP208 gate")
+def weight_decay_on_gates(bench: Bench) -> None:
+    """All parameters decay, the gates among them."""
+    for group in bench.optimizer.param_groups:
+        group["weight_decay"] = 0.1
+
+
+@fault("usual mistake: 1e-12 for 1.0", "SP313 gate", "SP313 projector", "SP313 fusion")
+def clip_norm_too_small(bench: Bench) -> None:
+    """Gradients are clipped so hard that nothing moves."""
+    bench.clip_norm = 1e-12
+
+
+@fault("usual mistake: 1e-3 * 1e3", "SP315 projector", "SP315 fusion")
+def lr_too_large(bench: Bench) -> None:
+    """The learning rate is a thousand times too large."""
+    for group in bench.optimizer.param_groups:
+        group["lr"] *= 1000
+
+
+@fault("accelerate #2665: prepared model, old optimizer", "SP311 optimizer", "SP308 projector")
+def optimizer_of_a_copy(bench: Bench) -> None:
+    """The optimizer holds the parameters of another copy of the model."""
+    copies = {id(p): copy.deepcopy(p) for p in bench.trainer.parameters.values()}
+    for group in bench.optimizer.param_groups:
+        group["params"] = [copies[id(p)] for p in group["params"]]
+
+
+@fault("LLaVA #463", "SP501 decoder")
+def decoder_trainable(bench: Bench) -> None:
+    """The backbone was never frozen, and the optimizer holds it."""
+    decoder = bench.model.backbone.get_decoder()
+    decoder.requires_grad_(True)
+    bench.optimizer.add_param_group({"params": list(decoder.layers.parameters()), "lr": 1e-4})
+
+
+@fault("PEFT modules_to_save; LLaVA #1231", "SP501 text_embeddings")
+def embeddings_trainable(bench: Bench) -> None:
+    """The token embeddings were left trainable, and the optimizer holds them."""
+    weight = bench.model.backbone.get_input_embeddings().weight.requires_grad_(True)
+    bench.optimizer.add_param_group({"params": [weight], "lr": 1e-4})
+
+
+@fault("LLaVA #1231: the wrong stage's flags", "SP504 projector")
+def projector_frozen(bench: Bench) -> None:
+    """The projector was frozen at its random start."""
+    bench.model.projector.requires_grad_(False)
+
+
+@fault("PEFT #2751: inference_mode", "SP505 fusion", "SP309 fusion")
+def lora_frozen(bench: Bench) -> None:
+    """The LoRA was loaded for inference: it is frozen."""
+    for name, parameter in bench.model.fusion.named_parameters():
+        if "lora_" in name:
+            parameter.requires_grad_(False)
+
+
+@fault("transformers #28184: model.half()", "SP508 projector", "SP508 fusion")
+def trainables_in_bfloat16(bench: Bench) -> None:
+    """The whole model was cast to bfloat16, what trains too."""
+    for parameter in bench.trainer.parameters.values():
+        parameter.data = parameter.data.to(torch.bfloat16)

@@ -1,0 +1,116 @@
+"""Faults of the projector: scale, collapse, saturation, gradients that stop."""
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.faults.bench import Bench
+from benchmarks.faults.registry import fault
+
+
+def _last(bench: Bench) -> nn.Linear:
+    layer = bench.model.projector.mlp[-1]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def _after_projector(bench: Bench, change: Any) -> None:
+    """Let ``change(tokens)`` follow the projector inside the model, where no hook looks."""
+    model = bench.model
+    original = model.audio_tokens
+
+    def audio_tokens(_self: Any, audio: Tensor, seconds: Tensor | None = None) -> Any:
+        tokens, mask = original(audio, seconds)
+        return change(tokens), mask
+
+    model.audio_tokens = MethodType(audio_tokens, model)  # type: ignore[method-assign]
+
+
+@fault("the seed: scale 10 everywhere, x100", "SP105 fusion", "SP106 fusion")
+def scale_times_100(bench: Bench) -> None:
+    """The projector's scale is a hundred times too large."""
+    bench.model.projector.amplitude.scale *= 100
+
+
+@fault("the seed: signal 0.01 of the text", "SP104 fusion")
+def scale_times_001(bench: Bench) -> None:
+    """The projector's scale is a hundred times too small."""
+    bench.model.projector.amplitude.scale *= 0.01
+
+
+@fault("the seed: output_norm after tanh * scale", "SP413 projector")
+def layernorm_after_scale(bench: Bench) -> None:
+    """A LayerNorm after tanh * scale cancels the scale."""
+    projector: Any = bench.model.projector
+    projector.output_norm = nn.LayerNorm(projector.hidden_size)
+
+    def forward(self: Any, embeddings: Tensor) -> Tensor:
+        flat = self.amplitude(self.mlp(self.norm(embeddings)))
+        tokens: Tensor = self.output_norm(flat.reshape(len(flat), self.num_tokens, -1))
+        return tokens
+
+    projector.forward = MethodType(forward, projector)
+
+
+@fault("usual mistake: a copy taken in __init__", "SP412 projector")
+def scale_not_connected(bench: Bench) -> None:
+    """The forward pass uses a copy of the scale; the attribute does nothing."""
+    amplitude: Any = bench.model.projector.amplitude
+    fixed = amplitude.scale
+    amplitude.forward = MethodType(lambda _self, x: torch.tanh(x) * fixed, amplitude)
+
+
+@fault("a real run: 36-62% saturated", "SP109 projector")
+def tanh_saturated(bench: Bench) -> None:
+    """Pre-activations are so large that tanh is at its ends."""
+    _last(bench).weight.data *= 1000
+
+
+@fault("Qwen-VL #124", "SP111 projector")
+def projector_collapsed(bench: Bench) -> None:
+    """The projector gives the same tokens for every clip."""
+    _last(bench).weight.data.zero_()
+
+
+@fault("usual mistake: one vector repeated N times", "SP112 projector")
+def tokens_all_the_same(bench: Bench) -> None:
+    """All tokens of a clip are the same vector."""
+    layer, projector = _last(bench), bench.model.projector
+    for tensor in (layer.weight, layer.bias):
+        shared = tensor.data.unflatten(0, (projector.num_tokens, -1))
+        shared[:] = shared[:1].clone()
+
+
+@fault("LLaVA #463: projector weights not loaded", "SP103 projector")
+def projector_zero(bench: Bench) -> None:
+    """The projector's last layer is all zeros."""
+    _last(bench).weight.data.zero_()
+    _last(bench).bias.data.zero_()
+
+
+@fault("usual mistake: a cache of detached tokens", "SP301 projector")
+def detached_before_fusion(bench: Bench) -> None:
+    """The tokens are detached between projector and fusion."""
+    _after_projector(bench, lambda tokens: tokens.detach())
+
+
+@fault("transformers #21381: no_grad left from evaluation", "SP301 projector")
+def projector_under_no_grad(bench: Bench) -> None:
+    """The projector runs under no_grad."""
+    projector: Any = bench.model.projector
+    projector.forward = torch.no_grad()(projector.forward)
+
+
+@fault("usual mistake: [:, :N // 2]", "SP421 fusion")
+def tokens_truncated(bench: Bench) -> None:
+    """Only half of the clip's tokens reach the fusion."""
+    half = bench.model.projector.num_tokens // 2
+    _after_projector(bench, lambda tokens: tokens[:, :half])
+
+
+@fault("trl: NaN from a warm start", "SP101 projector")
+def nan_in_projector(bench: Bench) -> None:
+    """One element of the projector's last layer is NaN."""
+    _last(bench).weight.data[0, 0] = float("nan")

@@ -1,0 +1,205 @@
+"""Faults of the wiring: hooks, masks, attention, checkpointing, evaluation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks.faults.bench import LONG, Bench
+from benchmarks.faults.gate_faults import blocks, new_residual
+from benchmarks.faults.registry import TRAINED, fault
+from probes.infer import infer
+from safe.models.fusion_adapter import AudioAttention, GatedResidual
+
+
+def _hook_layers(bench: Bench, places: list[tuple[int, int]]) -> None:
+    """Register hooks of fusion block b on decoder layer l, for each (b, l)."""
+    model: Any = bench.model
+
+    @contextmanager
+    def hearing(self: Any, audio: Tensor | None, seconds: Tensor | None = None) -> Iterator[None]:
+        handles = []
+        if audio is not None and self.outer_gate.effective != 0:
+            tokens, mask = self.audio_tokens(audio, seconds)
+            for index, layer in places:
+                block = self.fusion.blocks()[index]
+                key, value = block.keys_values(tokens)
+                hook = _hook(block, key, value, mask, self.outer_gate.effective)
+                handles.append(self.layers[layer].register_forward_hook(hook))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    model.hearing = MethodType(hearing, model)
+
+
+def _hook(block: Any, *heard: Any) -> Any:
+    return lambda _layer, _args, output: block(output, *heard)
+
+
+def _new_attention(bench: Bench, forward: Any) -> None:
+    for block in blocks(bench).values():
+        block.attention.forward = MethodType(forward, block.attention)
+
+
+@fault("off by one: hidden_states[0] is the embedding", "SP403 fusion")
+def hook_on_previous_layer(bench: Bench) -> None:
+    """Every fusion block hangs on the layer before its own."""
+    _hook_layers(bench, [(i, i - 1) for i in blocks(bench)])
+
+
+@fault("pyvene #231: a hook that was removed", "SP401 fusion")
+def hook_never_called(bench: Bench) -> None:
+    """The hook of one fusion layer is not registered."""
+    _hook_layers(bench, [(i, i) for i in list(blocks(bench))[1:]])
+
+
+@fault("TransformerLens #1636: hooks pile up", "SP402 fusion")
+def hook_called_twice(bench: Bench) -> None:
+    """Every hook is registered twice."""
+    _hook_layers(bench, [(i, i) for i in blocks(bench) for _ in range(2)])
+
+
+@fault("torch: a hook that returns None changes nothing", "SP411 fusion")
+def hook_returns_none(bench: Bench) -> None:
+    """The fused hidden states are computed and thrown away."""
+    model: Any = bench.model
+
+    def dropped(block: Any) -> Any:
+        compute = block.forward
+
+        def forward(_self: Any, hidden: Tensor, *rest: Any) -> Tensor:
+            compute(hidden, *rest)
+            return hidden
+
+        return MethodType(forward, block)
+
+    for block in model.fusion.blocks().values():
+        block.forward = dropped(block)
+
+
+@fault("transformers: forward swallows unknown keywords", "SP405 projector")
+def signal_swallowed(bench: Bench) -> None:
+    """The audio is passed under a name that nobody reads."""
+    model: Any = bench.model
+    original = model.hearing
+    model.hearing = MethodType(lambda _self, _audio, _seconds=None: original(None), model)
+
+
+@fault("torch.utils.checkpoint: use_reentrant=True", "SP301 projector")
+def checkpointing_without_input_gradients(bench: Bench) -> None:
+    """The projector is checkpointed the reentrant way, but embeddings need no gradient."""
+    projector: Any = bench.model.projector
+    compute = projector.forward
+    projector.forward = lambda audio: checkpoint(compute, audio, use_reentrant=True)
+
+
+@fault("usual mistake: softmax(dim=-2)", "SP418 fusion")
+def softmax_over_the_text(bench: Bench) -> None:
+    """Attention is normalised over text positions, not over audio tokens."""
+
+    def forward(_self: AudioAttention, query: Tensor, key: Tensor, _mask: Any) -> Tensor:
+        return torch.softmax(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5, dim=-2)
+
+    _new_attention(bench, forward)
+
+
+@fault("usual mistake: the mask of the adaptive projector is inverted", "SP417 fusion",
+       model__projector__kind="adaptive")  # fmt: skip
+def all_tokens_masked(bench: Bench) -> None:
+    """The mask says that no audio token may be attended to."""
+    projector: Any = bench.model.projector
+    count = projector.num_tokens
+    projector.token_mask = lambda seconds: torch.zeros(len(seconds), count, dtype=torch.bool)
+
+
+@fault("usual mistake: the mask is not applied", "SP416 fusion", model__projector__kind="adaptive",
+       model__projector__min_tokens=2)  # fmt: skip
+def mask_ignored(bench: Bench) -> None:
+    """Attention ignores the mask of unused audio tokens."""
+
+    def forward(_self: AudioAttention, query: Tensor, key: Tensor, _mask: Any) -> Tensor:
+        return torch.softmax(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5, dim=-1)
+
+    _new_attention(bench, forward)
+
+
+@fault("usual mistake: no 1/sqrt(d), large keys", "SP414 fusion")
+def attention_one_hot(bench: Bench) -> None:
+    """Scores are a thousand times too large, attention hears one token."""
+
+    def forward(_self: AudioAttention, query: Tensor, key: Tensor, _mask: Any) -> Tensor:
+        return torch.softmax(query @ key.transpose(-1, -2) * 1000, dim=-1)
+
+    _new_attention(bench, forward)
+
+
+@fault("F.dropout without training=self.training", "SP419 model")
+def dropout_in_evaluation(bench: Bench) -> None:
+    """Dropout on the branch stays on in evaluation."""
+
+    def forward(self: GatedResidual, hidden: Tensor, branch: Tensor, gate: float) -> Tensor:
+        return hidden + gate * self.residual_scale * F.dropout(branch, 0.3)
+
+    new_residual(bench, forward)
+
+
+@fault("adapter-hub #260: strict=False", "SP408 model", "SP212 gate")
+def adapter_not_loaded(bench: Bench) -> None:
+    """The checkpoint's keys did not match: the weights are those of the start."""
+    bench.start = {n: p.detach().clone() for n, p in bench.trainer.parameters.items()}
+    bench.step = 500
+
+
+@fault("LAION CLAP #166: batch norm in training mode", "SP510 encoder")
+def encoder_in_training_mode(bench: Bench) -> None:
+    """The frozen encoder inside the model is in training mode."""
+    _with_encoder(bench, nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.Dropout(0.1)))
+    bench.model.get_submodule("encoder").train()
+
+
+@fault("LAION CLAP #166: weights not loaded", "SP610 encoder")
+def encoder_collapsed(bench: Bench) -> None:
+    """The encoder inside the model gives one embedding for every clip."""
+    linear = nn.Linear(512, 512)
+    linear.weight.data.zero_()
+    _with_encoder(bench, linear)
+
+
+def _with_encoder(bench: Bench, encoder: nn.Module) -> None:
+    model: Any = bench.model
+    model.encoder = encoder.requires_grad_(False).eval()
+    original = model.audio_tokens
+
+    def audio_tokens(self: Any, audio: Tensor, seconds: Tensor | None = None) -> Any:
+        return original(self.encoder(audio), seconds)
+
+    model.audio_tokens = MethodType(audio_tokens, model)
+    bench.path = replace(infer(model), encoder="encoder")
+
+
+@fault("tiny-audio PR #63: rows out of order", "SP408 model", **TRAINED)
+def clips_rolled_inside_the_model(bench: Bench) -> None:
+    """Every text hears the clip of its neighbour in the batch, in training too."""
+    model: Any = bench.model
+    original = model.audio_tokens
+
+    def audio_tokens(_self: Any, audio: Tensor, seconds: Tensor | None = None) -> Any:
+        return original(audio.roll(1, 0), seconds)
+
+    model.audio_tokens = MethodType(audio_tokens, model)
+    bench.train(LONG)
+
+
+@fault("float16 ends at 65,504", "SP102 fusion", "SP102 decoder", model__projector__scale=1e6)
+def float16_overflow(bench: Bench) -> None:
+    """The backbone is float16 and the scale makes it overflow."""
+    bench.model.backbone.half()
