@@ -50,7 +50,7 @@ def decide(cider: float, versus_shuffled: Difference) -> Verdict:
         return Verdict(
             "BLOCKED",
             f"CIDEr {cider:.1f}, but {gap}: the score does not come from the sound",
-            "find the broken link before training again; a template can score without listening",
+            "find the broken link before training again (safe-probe check RUN)",
         )
     if cider > VERIFIED_ABOVE:
         return Verdict(
@@ -67,5 +67,5 @@ def decide(cider: float, versus_shuffled: Difference) -> Verdict:
     return Verdict(
         "BLOCKED",
         f"CIDEr {cider:.1f} is below {PARTIAL_FROM:.0f}; {gap}: still blocked",
-        "check losses, gradients and gates, or roll back (safe-train rollback RUN)",
+        "find the broken link (safe-probe check RUN), or roll back (safe-train rollback RUN)",
     )
