@@ -1,10 +1,14 @@
 """What may watch a training without changing it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safe.evaluation.metrics import Scores
+
+_NAMED = 8
+"""Clips of a skipped step that a message names; its row in metrics.jsonl has all of them."""
 
 if TYPE_CHECKING:
     from safe.training.stage_a import StageA
@@ -34,6 +38,8 @@ class Step:
     """Outer gate times warm-up factor during the step."""
     skipped: bool
     """True when loss or gradient was not finite and no parameter moved."""
+    skipped_clips: tuple[str, ...]
+    """Ids of the clips of a skipped step, one of which may be the cause; else empty."""
     retention: float | None
     """Retention term before its weight, when it was evaluated at this step."""
     seconds: float = field(compare=False)
@@ -53,8 +59,21 @@ class Step:
             **{f"gate/{layer}": value for layer, value in self.gate.items()},
             "outer_gate": self.outer_gate,
             "skipped": self.skipped,
+            **({"skipped_clips": self.skipped_clips} if self.skipped else {}),
             **({} if self.retention is None else {"retention": self.retention}),
         }
+
+    def skip_notice(self) -> str:
+        """A line on why the step was skipped and which clips it was made of."""
+        return (
+            f"step {self.step} skipped: loss {self.loss:.3g}, gradient norm "
+            f"{self.grad_norm['total']:.3g} is not finite; clips {name_clips(self.skipped_clips)}"
+        )
+
+
+def name_clips(ids: Sequence[str]) -> str:
+    """The first few ``ids``, and that there are more."""
+    return ", ".join(ids[:_NAMED]) + (", ..." if len(ids) > _NAMED else "")
 
 
 class Callback:

@@ -61,10 +61,7 @@ class TrainingDisplay(Callback):
             left = (trainer.total_steps - step.step) * step.seconds
             self.console.print(f"{text} · {left / 60:.0f} min left")
         if step.skipped:
-            self.console.print(
-                f"step {step.step} skipped: loss {step.loss:.3g}, gradient norm "
-                f"{step.grad_norm['total']:.3g} is not finite"
-            )
+            self.console.print(step.skip_notice(), markup=False)
 
     @override
     def on_evaluation(
@@ -95,6 +92,11 @@ class TrainingDisplay(Callback):
     @override
     def on_train_end(self, trainer: "StageA") -> None:
         self.close()
+        if skipped := trainer.position.skipped:
+            self.console.print(
+                f"{skipped} of {trainer.position.step} steps were skipped, because loss or "
+                "gradient was not finite; metrics.jsonl names their clips"
+            )
 
     def _due(self) -> bool:
         if time.monotonic() - self._last_line < _PLAIN_SECONDS:

@@ -1,12 +1,14 @@
 """What a run writes as it goes: metrics, captions, log lines, the final evaluation."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from typing_extensions import override
 
+from configs.schema import RunConfig
 from safe.evaluation.evaluate import Evaluation
 from safe.evaluation.metrics import Scores
 from safe.training.callbacks import Callback, Step
@@ -31,7 +33,7 @@ class RunFiles(Callback):
         row = step.to_row()
         self.directory.log_metrics(row)
         if step.skipped:
-            self.directory.log(f"step {step.step} skipped: loss or gradient is not finite")
+            self.directory.log(step.skip_notice())
         if self.track:
             numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
             self.accelerator.log(numbers, step=step.step)
@@ -50,6 +52,7 @@ class RunFiles(Callback):
             "cider_high": high,
             "clips": scores.n_clips,
             "tokenizer": scores.tokenizer,
+            "skipped_steps": trainer.position.skipped,
         }
         # the captions first: a row says that the evaluation is complete
         name = f"{step_name(trainer.position.step)}.jsonl"
@@ -61,13 +64,30 @@ class RunFiles(Callback):
 
     @override
     def on_train_end(self, trainer: StageA) -> None:
-        self.directory.log(f"training complete at step {trainer.position.step}")
+        position = trainer.position
+        self.directory.log(
+            f"training complete at step {position.step}, {position.skipped} of them skipped"
+        )
 
 
 def evaluated_step(directory: RunDirectory) -> int:
     """The last step that metrics.jsonl has an evaluation of; 0 when there is none."""
     rows = [json.loads(line) for line in directory.metrics_path.read_bytes().splitlines()]
     return max((row["step"] for row in rows if row.get("kind") == "evaluation"), default=0)
+
+
+def tracked_values(config: RunConfig) -> dict[str, bool | int | float | str]:
+    """Every value of ``config`` by its dotted key, as trackers take it: null and lists as text."""
+
+    def flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in tree.items():
+            if isinstance(value, Mapping):
+                yield from flatten(value, f"{prefix}{key}.")
+            else:
+                plain = isinstance(value, bool | int | float | str)
+                yield prefix + key, value if plain else json.dumps(value)
+
+    return dict(flatten(config.to_dict(), ""))
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:

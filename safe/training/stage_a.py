@@ -21,7 +21,7 @@ from configs.errors import ModelError
 from configs.schema import OptimConfig
 from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionDataset, epoch_windows
-from safe.training.callbacks import Callback, Step
+from safe.training.callbacks import Callback, Step, name_clips
 from safe.training.retention import Retention
 
 
@@ -168,6 +168,7 @@ class StageA:
             },
             outer_gate=self.model.outer_gate.effective,
             skipped=not finite,
+            skipped_clips=() if finite else self._clip_ids(window),
             retention=retention,
             seconds=time.perf_counter() - start,
         )
@@ -267,13 +268,16 @@ class StageA:
                 )
         return groups
 
+    def _clip_ids(self, window: Sequence[Sequence[int]]) -> tuple[str, ...]:
+        """Ids of the clips of a step, each once."""
+        rows = (self.dataset.rows[i][0] for batch in window for i in batch)
+        return tuple(dict.fromkeys(self.dataset.clip_ids[row] for row in rows))
+
     def _divergence(self, window: Sequence[Sequence[int]]) -> str:
-        rows = [self.dataset.rows[i][0] for batch in window for i in batch]
-        ids = ", ".join(self.dataset.clip_ids[row] for row in rows[:8])
         return (
             f"loss or gradient was not finite for {self.position.bad_in_a_row} steps in a row "
             f"(optim.max_bad_steps = {self.config.max_bad_steps}), last at step "
-            f"{self.position.step}, clips {ids}{', ...' if len(rows) > 8 else ''}; lower "
+            f"{self.position.step}, clips {name_clips(self._clip_ids(window))}; lower "
             "optim.lr_projector or model.projector.scale, or check the clips with "
             "`safe-train data check ROOT`"
         )

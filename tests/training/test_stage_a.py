@@ -15,7 +15,7 @@ from configs.errors import ModelError, SafeError
 from configs.schema import RetentionConfig
 from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionDataset
-from safe.training.callbacks import Callback, Step
+from safe.training.callbacks import Callback, Step, name_clips
 from safe.training.stage_a import Position, StageA, TrainingDiverged
 
 TrainerMaker = Callable[..., StageA]
@@ -221,6 +221,14 @@ def test_gradient_that_is_not_finite_moves_nothing_and_is_counted(
     assert all(torch.equal(t, moved[n]) for n, t in trainables(trainer.model).items())
     assert trainer.position.skipped == 2
     assert [step.skipped for step in recorder.steps] == [True, False, True]
+    for step, window in zip(recorder.steps, trainer._windows(0), strict=False):
+        ids = tuple(f"clip{i}" for batch in window for i in batch)  # one caption per clip
+        assert step.skipped_clips == (ids if step.skipped else ())
+        assert step.to_row().get("skipped_clips", ()) == step.skipped_clips
+    notice = recorder.steps[0].skip_notice()
+    assert notice.startswith("step 1 skipped: loss") and notice.endswith(
+        "clips " + ", ".join(recorder.steps[0].skipped_clips)  # eight: all are named
+    )
     assert all(p.grad is None for p in trainer.parameters.values())
 
 
@@ -343,6 +351,11 @@ def test_row_of_a_step_holds_no_wall_time(make_trainer: TrainerMaker) -> None:
     assert "seconds" not in recorders[0].to_row() and recorders[0].seconds > 0
     keys = "kind step epoch loss tokens clips grad_norm/total lr/adapter gate/1 gate/3 skipped"
     assert set(keys.split()) <= recorders[0].to_row().keys()
+
+
+def test_messages_name_eight_clips_at_most() -> None:
+    assert name_clips(["a", "b"]) == "a, b"
+    assert name_clips([str(i) for i in range(9)]) == "0, 1, 2, 3, 4, 5, 6, 7, ..."
 
 
 def test_state_round_trip_goes_on_at_the_same_window(make_trainer: TrainerMaker) -> None:
