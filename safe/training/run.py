@@ -28,7 +28,13 @@ from safe.training.launch import Launch, engine
 from safe.training.retention import build_retention
 from safe.training.rng import capture_rng
 from safe.training.run_directory import ADAPTER_NAME, RunDirectory, check_new_run, read_config
-from safe.training.run_files import RunFiles, evaluated_step, write_evaluation, write_json
+from safe.training.run_files import (
+    RunFiles,
+    evaluated_step,
+    tracked_values,
+    write_evaluation,
+    write_json,
+)
 from safe.training.stage_a import StageA, TrainingDiverged
 from safe.training.state import load_training_state, read_progress, save_training_state
 
@@ -131,7 +137,7 @@ def _run(
             problems = [p.to_dict() for p in experiment.sounds.problems]
             write_json(directory.path / "problems.json", problems)
         if launch.track:
-            accelerator.init_trackers("safe-probe", {"config": experiment.config.name})
+            accelerator.init_trackers("safe-probe", tracked_values(experiment.config))
             stack.callback(accelerator.end_training)
         training = _Training(experiment, accelerator, directory, callbacks, display, interrupt)
         try:

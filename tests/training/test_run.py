@@ -6,10 +6,12 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from configs.errors import CheckpointError, ConfigError, DataError, MetricError
@@ -21,6 +23,7 @@ from safe.training import run as run_module
 from safe.training.callbacks import Callback, Step
 from safe.training.launch import Launch, engine
 from safe.training.run import Interrupted, resume, start
+from safe.training.run_files import tracked_values
 from safe.training.stage_a import StageA, TrainingDiverged
 
 pytestmark = pytest.mark.usefixtures("in_small_world")
@@ -218,8 +221,16 @@ def test_diverged_run_is_saved_and_can_go_on(
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     skipped = json.loads(rows[2])
     assert skipped["skipped"] is True and skipped["grad_norm/total"] is None
-    assert "not finite" in (tmp_path / "run" / "log.txt").read_text()
+    clips = skipped["skipped_clips"]
+    assert clips and set(clips) <= {clip.id for clip in load_split(tiny_data, "train")}
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "step 3 skipped: loss" in log and f"is not finite; clips {clips[0]}" in log
     evaluation, text = go_on(tmp_path / "run")
+    # the end says how many were skipped, also in a file
+    assert "1 of 4 steps were skipped, because loss or gradient was not finite" in text
+    assert "4, 1 of them skipped" in (tmp_path / "run" / "log.txt").read_text()
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["kind"] == "evaluation" and last["skipped_steps"] == 1
     assert "resumed at step 3 of 4" in text and evaluation is not None
 
 
@@ -332,6 +343,21 @@ def test_tracker_that_is_not_installed_is_an_error(
     how = Launch(console=Console(file=io.StringIO()), output=tmp_path, device="cpu", track="wandb")
     with pytest.raises(ConfigError, match="--track wandb: the package is not installed"):
         engine(tiny_run.config, how)
+
+
+def test_tracker_gets_every_value_of_the_configuration_that_runs(
+    tiny_data: Path, make_tiny_config: ConfigMaker, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra 'tracking'")
+    config = make_tiny_config(tiny_data, optim__max_steps=1)
+    how = replace(launch(tmp_path), track="tensorboard")
+    start(config, dotted_fields(), how)
+    ran = RunConfig.from_dict(json.loads((tmp_path / "run" / "config.json").read_text()))
+    (file,) = tmp_path.rglob("hparams.yml")
+    kept = yaml.safe_load(file.read_text())
+    assert kept == tracked_values(ran) and kept.keys() == dotted_fields().keys()
+    assert kept["model.fusion.layers"] == json.dumps(list(ran.model.fusion.layers))
+    assert kept["optim.lr_projector"] == 1e-2 and kept["evaluation.eval_clips"] == "null"
 
 
 def test_without_bfloat16_arithmetic_engine_and_config_use_float32(
