@@ -9,13 +9,13 @@ from safe.models.safe_model import IGNORED
 from safe.training.batches import Batch
 
 
-@fault("LLaVA-NeXT #281: tokenization mismatch, labels ignored", "SP601 text")
+@fault("LLaVA #1166: loss 0.0, tokenization mismatch (ignored)", "SP601 text")
 def all_labels_ignored(bench: Bench) -> None:
     """Every label is -100."""
     bench.change_batches(labels=lambda b: torch.full_like(b.labels, IGNORED))
 
 
-@fault("transformers #34191: shifted twice", "SP603 text")
+@fault("usual mistake: shifted twice", "SP603 text")
 def labels_shifted(bench: Bench) -> None:
     """Labels are shifted before the model, which shifts them again."""
 
@@ -26,7 +26,7 @@ def labels_shifted(bench: Bench) -> None:
     bench.change_batches(labels=shifted)
 
 
-@fault("trl #2175: prompt not masked", "SP602 text")
+@fault("usual mistake: prompt not masked", "SP602 text")
 def prompt_supervised(bench: Bench) -> None:
     """The prompt's tokens have labels."""
     bench.change_batches(labels=lambda b: b.input_ids.masked_fill(b.attention_mask == 0, IGNORED))
@@ -44,7 +44,7 @@ def text_mask_inverted(bench: Bench) -> None:
     bench.change_batches(attention_mask=lambda b: 1 - b.attention_mask)
 
 
-@fault("mlx-vlm #986: truncation", "SP604 text")
+@fault("usual mistake: truncation", "SP604 text")
 def captions_cut(bench: Bench) -> None:
     """The captions are cut to four tokens, without an end."""
 
@@ -55,7 +55,7 @@ def captions_cut(bench: Bench) -> None:
     bench.change_batches(labels=cut)
 
 
-@fault("LLaVA #1231: padding side of generation in training", "SP612 text")
+@fault("usual mistake: padding side of generation in training", "SP612 text")
 def padding_on_both_sides(bench: Bench) -> None:
     """Half of the rows are padded on the left."""
 
@@ -100,13 +100,13 @@ def silent_audio(bench: Bench) -> None:
     bench.change_batches(audio=lambda b: torch.zeros_like(b.audio))
 
 
-@fault("LAION CLAP #166: log of silence", "SP607 signal")
+@fault("usual mistake: log of silence", "SP607 signal")
 def infinite_embedding(bench: Bench) -> None:
     """One embedding has an infinite element."""
     bench.batches[0].audio[1, 3] = float("inf")
 
 
-@fault("tiny-audio PR #63: shuffled without its texts", "SP408 model", **TRAINED)
+@fault("usual mistake: shuffled without its texts", "SP408 model", **TRAINED)
 def clips_shuffled_against_texts(bench: Bench) -> None:
     """The embeddings were shuffled, the captions were not; training went on."""
     dataset = bench.trainer.dataset

@@ -40,28 +40,28 @@ def _set_scaling(bench: Bench, value: float) -> None:
             getattr(block, name).scaling["default"] = value
 
 
-@fault("the seed: PEFT froze residual_scale", "SP203 gate")
+@fault("PEFT #2494: add_adapter freezes what was trainable", "SP203 gate")
 def gate_frozen(bench: Bench) -> None:
     """PEFT froze the residual gates."""
     for block in blocks(bench).values():
         block.residual.residual_scale.requires_grad_(False)
 
 
-@fault("LLaMA-Adapter #39: zero-init gate; the seed", "SP203 gate", "SP305 fusion")
+@fault("PEFT #2494: trainable parameters frozen by add_adapter", "SP203 gate", "SP305 fusion")
 def gate_frozen_at_zero(bench: Bench) -> None:
     """The gates are 0 and frozen."""
     set_gates(bench, 0.0)
     gate_frozen(bench)
 
 
-@fault("LLaMA-Adapter #59; cloneofsimo/lora #26", "SP211 gate")
+@fault("LAVT-RIS #25: two zero initialisations in a row", "SP211 gate")
 def gate_and_branch_zero(bench: Bench) -> None:
     """Gate 0 before a branch whose base and LoRA B are 0."""
     set_gates(bench, 0.0)
     _zero_branch(bench)
 
 
-@fault("microsoft/LoRA #120", "SP304 fusion")
+@fault("relora #18, litgpt #1229: A and B both zero", "SP304 fusion")
 def lora_both_zero(bench: Bench) -> None:
     """LoRA's A was initialised with zeros, like its B."""
     for name, parameter in bench.model.fusion.named_parameters():
@@ -75,20 +75,20 @@ def gate_outside_clamp(bench: Bench) -> None:
     set_gates(bench, 1.5)
 
 
-@fault("open_flamingo #286: tanh gate at 0 for ever", "SP204 gate")
+@fault("a real run: gate 0.05 was nearly silent", "SP204 gate")
 def gate_nearly_closed(bench: Bench) -> None:
     """The gates start at 0.001."""
     set_gates(bench, 1e-3)
 
 
-@fault("the seed: set_gate(0) of an evaluation stayed", "SP201 gate")
+@fault("usual mistake: set_gate(0) of a control stayed", "SP201 gate")
 def outer_gate_zero(bench: Bench) -> None:
     """The outer gate was set to 0 for a control and stayed there."""
     bench.train(3)
     bench.model.set_gate(0.0)
 
 
-@fault("the seed: warm-up counted by epochs", "SP202 gate")
+@fault("the seed's own counter of warm-up steps, left out", "SP202 gate")
 def warmup_never_ends(bench: Bench) -> None:
     """The warm-up's step is never advanced."""
     bench.model.set_gate_warmup(1, 2000)
@@ -105,7 +105,7 @@ def gate_detached(bench: Bench) -> None:
     new_residual(bench, forward)
 
 
-@fault("the seed: LayerNorm after the residual gate", "SP413 gate")
+@fault("a real run: the gate drifted on gradients below 1e-6", "SP413 gate")
 def layernorm_after_gate(bench: Bench) -> None:
     """A LayerNorm after gate * branch cancels the gate."""
     width = bench.model.config.hidden_size
@@ -119,7 +119,7 @@ def layernorm_after_gate(bench: Bench) -> None:
     new_residual(bench, forward)
 
 
-@fault("the seed: evaluation without the warm-up factor", "SP404 fusion")
+@fault("LLaMA-Adapter #39: tanh on the gate in training, none in inference", "SP404 fusion")
 def gate_differs_in_evaluation(bench: Bench) -> None:
     """Evaluation uses a third of the training's gate."""
 
@@ -130,7 +130,7 @@ def gate_differs_in_evaluation(bench: Bench) -> None:
     new_residual(bench, forward)
 
 
-@fault("LAVT-RIS #25: the gate is bypassed", "SP410 fusion")
+@fault("usual mistake: a residual beside the gate", "SP410 fusion")
 def second_way_in(bench: Bench) -> None:
     """A part of the branch is added past the gate."""
 
@@ -152,7 +152,7 @@ def lora_scaling_zero(bench: Bench) -> None:
     _set_scaling(bench, 0.0)
 
 
-@fault("lit-llama PR #106: weights not initialised", "SP102 fusion")
+@fault("usual mistake: weights not initialised", "SP102 fusion")
 def nan_in_one_adapter(bench: Bench) -> None:
     """One element of one LoRA matrix is NaN."""
     last = max(blocks(bench))

@@ -22,19 +22,19 @@ def _gates(bench: Bench) -> list[nn.Parameter]:
     return [b.residual.residual_scale for b in bench.model.fusion.blocks().values()]
 
 
-@fault("LLaVA-NeXT #508", "SP308 projector")
+@fault("usual mistake: optimizer before the module", "SP308 projector")
 def projector_not_in_optimizer(bench: Bench) -> None:
     """The optimizer was built before the projector existed."""
     _drop(bench, _ids(bench.model.projector))
 
 
-@fault("PEFT #1402", "SP308 fusion")
+@fault("usual mistake: optimizer before PEFT", "SP308 fusion")
 def lora_not_in_optimizer(bench: Bench) -> None:
     """The optimizer was built before PEFT put the LoRA in."""
     _drop(bench, {id(p) for n, p in bench.model.fusion.named_parameters() if "lora_" in n})
 
 
-@fault("the seed: PEFT and its own gates", "SP207 gate")
+@fault("usual mistake: optimizer from PEFT's parameters alone", "SP207 gate")
 def gates_not_in_optimizer(bench: Bench) -> None:
     """The gates are trainable, but in no parameter group."""
     _drop(bench, {id(p) for p in _gates(bench)})
@@ -54,7 +54,7 @@ def lr_zero_projector(bench: Bench) -> None:
         group["lr"] *= "projector" not in group["name"]
 
 
-@fault("trl #2175: the schedule was stepped to its end", "SP312 model", "SP313 model")
+@fault("usual mistake: the schedule was stepped to its end", "SP312 model", "SP313 model")
 def lr_zero_everywhere(bench: Bench) -> None:
     """The schedule has arrived at 0 while training goes on."""
     bench.train(3)
@@ -69,7 +69,7 @@ def parameter_twice(bench: Bench) -> None:
     group["params"].append(group["params"][0])
 
 
-@fault("the seed: one group for all", "SP208 gate")
+@fault("usual mistake: one group for all", "SP208 gate")
 def weight_decay_on_gates(bench: Bench) -> None:
     """All parameters decay, the gates among them."""
     for group in bench.optimizer.param_groups:
@@ -89,7 +89,7 @@ def lr_too_large(bench: Bench) -> None:
         group["lr"] *= 1000
 
 
-@fault("accelerate #2665: prepared model, old optimizer", "SP311 optimizer", "SP308 projector")
+@fault("usual mistake: prepared model, old optimizer", "SP311 optimizer", "SP308 projector")
 def optimizer_of_a_copy(bench: Bench) -> None:
     """The optimizer holds the parameters of another copy of the model."""
     copies = {id(p): copy.deepcopy(p) for p in bench.trainer.parameters.values()}
@@ -97,7 +97,7 @@ def optimizer_of_a_copy(bench: Bench) -> None:
         group["params"] = [copies[id(p)] for p in group["params"]]
 
 
-@fault("LLaVA #463", "SP501 decoder")
+@fault("usual mistake: no requires_grad_(False)", "SP501 decoder")
 def decoder_trainable(bench: Bench) -> None:
     """The backbone was never frozen, and the optimizer holds it."""
     decoder = bench.model.backbone.get_decoder()
@@ -105,20 +105,20 @@ def decoder_trainable(bench: Bench) -> None:
     bench.optimizer.add_param_group({"params": list(decoder.layers.parameters()), "lr": 1e-4})
 
 
-@fault("PEFT modules_to_save; LLaVA #1231", "SP501 text_embeddings")
+@fault("usual mistake: input gradients by thawed embeddings", "SP501 text_embeddings")
 def embeddings_trainable(bench: Bench) -> None:
     """The token embeddings were left trainable, and the optimizer holds them."""
     weight = bench.model.backbone.get_input_embeddings().weight.requires_grad_(True)
     bench.optimizer.add_param_group({"params": [weight], "lr": 1e-4})
 
 
-@fault("LLaVA #1231: the wrong stage's flags", "SP504 projector")
+@fault("usual mistake: the wrong stage's flags", "SP504 projector")
 def projector_frozen(bench: Bench) -> None:
     """The projector was frozen at its random start."""
     bench.model.projector.requires_grad_(False)
 
 
-@fault("PEFT #2751: inference_mode", "SP505 fusion", "SP309 fusion")
+@fault("PEFT #282: from_pretrained loads frozen", "SP505 fusion", "SP309 fusion")
 def lora_frozen(bench: Bench) -> None:
     """The LoRA was loaded for inference: it is frozen."""
     for name, parameter in bench.model.fusion.named_parameters():
@@ -126,7 +126,7 @@ def lora_frozen(bench: Bench) -> None:
             parameter.requires_grad_(False)
 
 
-@fault("transformers #28184: model.half()", "SP508 projector", "SP508 fusion")
+@fault("usual mistake: model.to(bfloat16)", "SP508 projector", "SP508 fusion")
 def trainables_in_bfloat16(bench: Bench) -> None:
     """The whole model was cast to bfloat16, what trains too."""
     for parameter in bench.trainer.parameters.values():

@@ -28,19 +28,19 @@ def _after_projector(bench: Bench, change: Any) -> None:
     model.audio_tokens = MethodType(audio_tokens, model)  # type: ignore[method-assign]
 
 
-@fault("the seed: scale 10 everywhere, x100", "SP105 fusion", "SP106 fusion")
+@fault("a real run: scale 10 over-drove a small model; here x100", "SP105 fusion", "SP106 fusion")
 def scale_times_100(bench: Bench) -> None:
     """The projector's scale is a hundred times too large."""
     bench.model.projector.amplitude.scale *= 100
 
 
-@fault("the seed: signal 0.01 of the text", "SP104 fusion")
+@fault("a real run: contribution 0.01-0.03 was nearly silent", "SP104 fusion")
 def scale_times_001(bench: Bench) -> None:
     """The projector's scale is a hundred times too small."""
     bench.model.projector.amplitude.scale *= 0.01
 
 
-@fault("the seed: output_norm after tanh * scale", "SP413 projector")
+@fault("a real run: scale 2 and 10 gave the same tokens", "SP413 projector")
 def layernorm_after_scale(bench: Bench) -> None:
     """A LayerNorm after tanh * scale cancels the scale."""
     projector: Any = bench.model.projector
@@ -68,7 +68,7 @@ def tanh_saturated(bench: Bench) -> None:
     _last(bench).weight.data *= 1000
 
 
-@fault("Qwen-VL #124", "SP111 projector")
+@fault("usual mistake: collapse", "SP111 projector")
 def projector_collapsed(bench: Bench) -> None:
     """The projector gives the same tokens for every clip."""
     _last(bench).weight.data.zero_()
@@ -83,7 +83,7 @@ def tokens_all_the_same(bench: Bench) -> None:
         shared[:] = shared[:1].clone()
 
 
-@fault("LLaVA #463: projector weights not loaded", "SP103 projector")
+@fault("usual mistake: zero initialisation of the last layer", "SP103 projector")
 def projector_zero(bench: Bench) -> None:
     """The projector's last layer is all zeros."""
     _last(bench).weight.data.zero_()
@@ -96,7 +96,7 @@ def detached_before_fusion(bench: Bench) -> None:
     _after_projector(bench, lambda tokens: tokens.detach())
 
 
-@fault("transformers #21381: no_grad left from evaluation", "SP301 projector")
+@fault("usual mistake: no_grad left from evaluation", "SP301 projector")
 def projector_under_no_grad(bench: Bench) -> None:
     """The projector runs under no_grad."""
     projector: Any = bench.model.projector
@@ -110,7 +110,7 @@ def tokens_truncated(bench: Bench) -> None:
     _after_projector(bench, lambda tokens: tokens[:, :half])
 
 
-@fault("trl: NaN from a warm start", "SP101 projector")
+@fault("usual mistake: a damaged checkpoint", "SP101 projector")
 def nan_in_projector(bench: Bench) -> None:
     """One element of the projector's last layer is NaN."""
     _last(bench).weight.data[0, 0] = float("nan")

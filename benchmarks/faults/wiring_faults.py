@@ -56,13 +56,13 @@ def hook_on_previous_layer(bench: Bench) -> None:
     _hook_layers(bench, [(i, i - 1) for i in blocks(bench)])
 
 
-@fault("pyvene #231: a hook that was removed", "SP401 fusion")
+@fault("usual mistake: a hook that was removed", "SP401 fusion")
 def hook_never_called(bench: Bench) -> None:
     """The hook of one fusion layer is not registered."""
     _hook_layers(bench, [(i, i) for i in list(blocks(bench))[1:]])
 
 
-@fault("TransformerLens #1636: hooks pile up", "SP402 fusion")
+@fault("usual mistake: hooks pile up", "SP402 fusion")
 def hook_called_twice(bench: Bench) -> None:
     """Every hook is registered twice."""
     _hook_layers(bench, [(i, i) for i in blocks(bench) for _ in range(2)])
@@ -94,7 +94,7 @@ def signal_swallowed(bench: Bench) -> None:
     model.hearing = MethodType(lambda _self, _audio, _seconds=None: original(None), model)
 
 
-@fault("torch.utils.checkpoint: use_reentrant=True", "SP301 projector")
+@fault("LLaVA-pp #14: None of the inputs have requires_grad=True", "SP301 projector")
 def checkpointing_without_input_gradients(bench: Bench) -> None:
     """The projector is checkpointed the reentrant way, but embeddings need no gradient."""
     projector: Any = bench.model.projector
@@ -132,7 +132,7 @@ def mask_ignored(bench: Bench) -> None:
     _new_attention(bench, forward)
 
 
-@fault("usual mistake: no 1/sqrt(d), large keys", "SP414 fusion")
+@fault("lit-llama PR #106: scores divided by another width", "SP414 fusion")
 def attention_one_hot(bench: Bench) -> None:
     """Scores are a thousand times too large, attention hears one token."""
 
@@ -152,21 +152,21 @@ def dropout_in_evaluation(bench: Bench) -> None:
     new_residual(bench, forward)
 
 
-@fault("adapter-hub #260: strict=False", "SP408 model", "SP212 gate")
+@fault("LLaVA #474: tuned weights not loaded", "SP408 model", "SP212 gate")
 def adapter_not_loaded(bench: Bench) -> None:
     """The checkpoint's keys did not match: the weights are those of the start."""
     bench.start = {n: p.detach().clone() for n, p in bench.trainer.parameters.items()}
     bench.step = 500
 
 
-@fault("LAION CLAP #166: batch norm in training mode", "SP510 encoder")
+@fault("usual mistake: train() is recursive", "SP510 encoder")
 def encoder_in_training_mode(bench: Bench) -> None:
     """The frozen encoder inside the model is in training mode."""
     _with_encoder(bench, nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.Dropout(0.1)))
     bench.model.get_submodule("encoder").train()
 
 
-@fault("LAION CLAP #166: weights not loaded", "SP610 encoder")
+@fault("usual mistake: weights not loaded", "SP610 encoder")
 def encoder_collapsed(bench: Bench) -> None:
     """The encoder inside the model gives one embedding for every clip."""
     linear = nn.Linear(512, 512)
@@ -186,7 +186,7 @@ def _with_encoder(bench: Bench, encoder: nn.Module) -> None:
     bench.path = replace(infer(model), encoder="encoder")
 
 
-@fault("tiny-audio PR #63: rows out of order", "SP408 model", **TRAINED)
+@fault("usual mistake: rows out of order", "SP408 model", **TRAINED)
 def clips_rolled_inside_the_model(bench: Bench) -> None:
     """Every text hears the clip of its neighbour in the batch, in training too."""
     model: Any = bench.model
