@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from probes.diagnosis import diagnose
 
 _BLOCK = re.compile(r"^```(python|yaml|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -49,14 +52,13 @@ def run_document(document: Path, namespace: dict[str, Any]) -> int:
     return spoken
 
 
-@pytest.fixture
-def your_own_model(
-    repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:  # fmt: skip
+@pytest.fixture(scope="module")
+def your_own_model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What docs/your-own-model.md has defined when all of it has run."""
-    monkeypatch.chdir(tmp_path)
+    document = Path(__file__).resolve().parents[1] / "docs" / "your-own-model.md"
     namespace: dict[str, Any] = {"__name__": "your_own_model"}
-    assert run_document(repo_root / "docs" / "your-own-model.md", namespace) == 7
+    with contextlib.chdir(tmp_path_factory.mktemp("reader")):
+        assert run_document(document, namespace) == 7
     return namespace
 
 
@@ -65,6 +67,14 @@ def test_your_own_model(your_own_model: dict[str, Any]) -> None:
     assert len(tests) == 2
     for test in tests:
         test()
+
+
+def test_weight_decay_closes_the_gates_of_your_own_model(your_own_model: dict[str, Any]) -> None:
+    model, batch, path = (your_own_model[name] for name in ("build", "batch", "path"))
+    model = model()
+    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    found = diagnose(model, [batch(0)], path, optimizer=optimizer, probes=["gates"])
+    assert {f.code for f in found.findings} == {"SP208"}
 
 
 @pytest.mark.parametrize("said", ["", "```text\nloss 2.0\n```\n", "```text\nloss is 1.0\n```\n"])
