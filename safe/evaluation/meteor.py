@@ -40,6 +40,7 @@ def meteor(
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
+                start_new_session=True,  # Ctrl-C is for us: it would cost the score its METEOR
             )
         except OSError as error:
             return None, f"METEOR did not start: {error}"

@@ -103,6 +103,7 @@ def _run_ptb(text: str) -> str:
             command,
             input=text.encode(),
             capture_output=True,
+            start_new_session=True,  # Ctrl-C is for us, not for the tokenizer
             timeout=PTB_TIMEOUT_SECONDS,
             check=True,
         )
