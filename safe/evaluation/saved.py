@@ -36,7 +36,8 @@ def evaluate_saved(
         console: where to talk.
         data: other data than the run's own.
         split: split to score; by default the run's test split.
-        output: folder of the results; by default ``RUN/evaluations/NAME-DATA-SPLIT``.
+        output: folder of the results; by default ``RUN/evaluations/NAME-SPLIT``
+            (``NAME-DATA-SPLIT`` with other data).
         device: "auto" or "cpu".
 
     Returns:
@@ -63,7 +64,8 @@ def evaluate_saved(
             lambda what, done, total: show(done, total, what),
         )
     name = adapter.name if adapter.name == ADAPTER_NAME else adapter.parent.name
-    folder = output or run / "evaluations" / f"{name}-{Path(root).name}-{scored}"
+    heard = scored if data is None else f"{Path(data).resolve().name}-{scored}"
+    folder = output or run / "evaluations" / f"{name}-{heard}"
     write_evaluation(folder, evaluation)
     return evaluation, folder.resolve()
 
