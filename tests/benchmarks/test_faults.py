@@ -62,6 +62,7 @@ def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_fault_is_found_and_no_healthy_set_up_has_an_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
