@@ -15,6 +15,7 @@ from rich.console import Console
 from configs.errors import ConfigError
 from configs.overrides import dotted_fields
 from configs.schema import RunConfig
+from probes import PROBES
 from probes.errors import ProbeError, RecordError
 from probes.record import RecordLog
 from safe.cli import main
@@ -64,6 +65,22 @@ def test_watched_run_is_the_same_to_the_byte(watched: Path, tiny_run: Any) -> No
     for file in [*files, tiny_run.folder / "metrics.jsonl", tiny_run.folder / "evaluation.json"]:
         twin = watched / file.relative_to(tiny_run.folder)
         assert twin.read_bytes() == file.read_bytes(), file
+
+
+def test_every_probe_leaves_a_training_with_retention_and_warmup_as_it_is(
+    tiny_data: Path, make_tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = make_tiny_config(
+        tiny_data, retention__variant="full_retention", retention__every=2,
+        model__fusion__gate_warmup_steps=2, optim__max_steps=3,
+    )  # fmt: skip
+    alone = train(config, tmp_path / "alone", [])
+    seen = train(config, tmp_path / "seen", [ProbeWatch(1, probes=PROBES)])
+    adapter = ("adapter_model", "safe_adapter")
+    for name in ("metrics.jsonl", *(f"adapter/{a}.safetensors" for a in adapter)):
+        assert (seen / name).read_bytes() == (alone / name).read_bytes()
+    log = RecordLog.read(seen / "probes.jsonl")
+    assert {r.probe for r in log} == set(PROBES) and {r.step for r in log} == {0, 1, 2, 3}
 
 
 def test_rows_of_the_chosen_steps_agree_with_the_metrics(watched: Path) -> None:
