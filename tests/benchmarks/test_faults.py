@@ -63,7 +63,7 @@ def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_a_sample_of_the_scoreboard_holds() -> None:
-    """Every sixth fault, every tenth fresh healthy set-up; `python -m benchmarks.faults` runs all."""
+    """Every sixth fault, every tenth fresh set-up; `python -m benchmarks.faults` runs all."""
     outcomes = [examine_fault(fault) for fault in list(FAULTS.values())[::6]]
     assert [outcome.name for outcome in outcomes if not outcome.hit] == []
     fresh = [(n, make) for n, make in healthy().items() if n.endswith("step0")]
