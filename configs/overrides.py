@@ -1,6 +1,6 @@
 """Changing a config from outside: `--set key=value` and YAML files, typed by the fields."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -54,7 +54,7 @@ def load_yaml(path: Path) -> tuple[str | None, dict[str, Any]]:
     if base is not None and not isinstance(base, str):
         raise ConfigError(f"base = {base!r}: must be the name of a config")
     known, values = dotted_fields(), dict[str, Any]()
-    for key, value in _flatten(content, "", known):
+    for key, value in flatten(content, "", known):
         hint = _hint(key, known)
         values[key] = typed(key, _from_text(value, hint), hint)
     return base, values
@@ -118,11 +118,14 @@ def _hint(key: str, known: Mapping[str, Any]) -> Any:
     raise ConfigError(f"unknown key {key!r}{near or did_you_mean(key, known)}")
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str, known: Mapping[str, Any]) -> Any:
+def flatten(
+    tree: Mapping[str, Any], prefix: str = "", whole: Collection[str] = ()
+) -> Iterator[tuple[str, Any]]:
+    """Yield every value of nested mappings with its dotted key; those in `whole` stay mappings."""
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and key not in known:
-            yield from _flatten(value, f"{key}.", known)
+        if isinstance(value, Mapping) and key not in whole:
+            yield from flatten(value, f"{key}.", whole)
         else:
             yield key, value
 

@@ -11,6 +11,11 @@ from configs.checks import above_zero, at_least, not_empty
 from configs.errors import ConfigError
 from configs.section import Section
 
+EMBEDDED = "embedded"
+"""Name of the backbone and of the audio encoder that come with the package."""
+SYNTHETIC = "synthetic"
+"""Value of data.root for the built-in clips."""
+
 RetentionVariant = Literal[
     "no_retention", "soft_retention", "fisher_retention", "nullspace_retention", "full_retention"
 ]

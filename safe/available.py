@@ -4,12 +4,10 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from configs.schema import RunConfig
+from configs.schema import EMBEDDED, SYNTHETIC, RunConfig
 from safe.models.backbones import weights_available
 from safe.models.hub import looks_like_folder
 
-EMBEDDED = "embedded"
-SYNTHETIC = "synthetic"
 _NAMES = (EMBEDDED, "smollm2")
 """Backbones that are meant by name, also where a folder happens to be called so."""
 _WITH_FILE = ("laion-clap:", "hf:")

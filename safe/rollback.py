@@ -1,12 +1,13 @@
 """Back to the baseline: the seed's rollback plan as a config difference and a command."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from configs.adapt import adapt_to_backbone, with_effective_batch
 from configs.model_configs import get_config
-from configs.overrides import apply_values
+from configs.overrides import apply_values, flatten
 from configs.schema import RunConfig
 from safe.training.run_directory import read_config
 
@@ -95,12 +96,6 @@ def _is_kept(key: str) -> bool:
     return key in _FLAGS or key == "optim.max_steps"
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested mapping to dotted keys; lists as tuples so that both sides compare."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = tuple(value) if isinstance(value, list) else value
-    return flat
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in flatten(tree)}

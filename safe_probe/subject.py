@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from configs.errors import ConfigError
 from configs.overrides import dotted_fields, resolve
-from configs.schema import RunConfig
+from configs.schema import EMBEDDED, SYNTHETIC, RunConfig
 from probes.record import Record
 from probes.scores import score_records
 from safe.evaluation.saved import find_adapter
@@ -30,8 +30,6 @@ from safe.training.retention import build_retention
 from safe.training.run_directory import read_config
 from safe.training.stage_a import StageA
 from safe_probe.watch import batches_of
-
-EMBEDDED, SYNTHETIC = "embedded", "synthetic"
 
 
 @dataclass(frozen=True)

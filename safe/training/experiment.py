@@ -15,7 +15,7 @@ from rich.console import Console
 
 from configs.adapt import adapt_to_backbone
 from configs.errors import DataError
-from configs.schema import DataConfig, RunConfig
+from configs.schema import SYNTHETIC, DataConfig, RunConfig
 from safe.console import progress
 from safe.data.cache import EmbeddingCache
 from safe.data.manifests import Clip, load_split
@@ -31,8 +31,6 @@ from safe.training.batches import CaptionDataset, CaptionTokens
 from safe.training.interrupt import Interrupt, Interrupted
 from safe.training.sharding import shard_backbone
 
-SYNTHETIC = "synthetic"
-"""Value of data.root for the built-in clips."""
 _ONE_THREAD_HIDDEN_SIZE = 256
 """Up to this width, threads wait for each other longer than they compute."""
 _LISTED = 5

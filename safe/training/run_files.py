@@ -1,13 +1,13 @@
 """What a run writes as it goes: metrics, captions, log lines, the final evaluation."""
 
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from typing_extensions import override
 
+from configs.overrides import flatten
 from configs.schema import RunConfig
 from safe.evaluation.evaluate import Evaluation
 from safe.evaluation.metrics import Scores
@@ -78,16 +78,10 @@ def evaluated_step(directory: RunDirectory) -> int:
 
 def tracked_values(config: RunConfig) -> dict[str, bool | int | float | str]:
     """Every value of ``config`` by its dotted key, as trackers take it: null and lists as text."""
-
-    def flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in tree.items():
-            if isinstance(value, Mapping):
-                yield from flatten(value, f"{prefix}{key}.")
-            else:
-                plain = isinstance(value, bool | int | float | str)
-                yield prefix + key, value if plain else json.dumps(value)
-
-    return dict(flatten(config.to_dict(), ""))
+    return {
+        key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for key, value in flatten(config.to_dict())
+    }
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
