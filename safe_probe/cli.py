@@ -17,8 +17,8 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("parameters", "magnitude"),
     ),
     "gates": (
-        "is each gate open, and able to learn?",
-        ("parameters", "magnitude", "gates"),
+        "is each gate open, able to learn, and does turning it change anything?",
+        ("parameters", "magnitude", "gates", "sensitivity"),
     ),
     "gradflow": (
         "does every part get a gradient, and does a step move it?",

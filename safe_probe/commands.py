@@ -7,26 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 
 from configs.errors import ConfigError
+from probes.context import Context
 from probes.diagnosis import Diagnosis, diagnose
 from probes.findings.facts import Facts
 from probes.findings.settings import Settings, parse_fail_on
 from probes.findings.view import render
+from probes.parameters import measure as count
 from safe_probe import views
 from safe_probe.subject import Request, Subject, build, rebuild
 
-_VIEWS = {
-    "magnitude": (views.magnitude_view,),
-    "gates": (views.gates_view,),
-    "gradflow": (views.gradflow_view,),
-    "influence": (views.influence_view,),
-    "check": (
-        views.parameters_view, views.magnitude_view, views.gates_view, views.gradflow_view,
-        views.influence_view,
-    ),
-}  # fmt: skip
+_SHOWN = {
+    "magnitude": ("magnitude",),
+    "gates": ("gates", "sensitivity"),
+    "gradflow": ("gradflow",),
+    "influence": ("influence", "attention"),
+    "check": tuple(views.VIEWS),
+}
+"""Probes whose numbers a command shows; it may run more, which findings need."""
 
 
 def measure(arguments: argparse.Namespace) -> int:
@@ -36,15 +36,31 @@ def measure(arguments: argparse.Namespace) -> int:
     console, notes = _consoles()
     subject = build(_request(arguments), notes)
     diagnosis = _diagnose(subject, arguments, settings, notes)
-    facts = Facts(diagnosis.log)
-    shown = [view(facts) for view in _VIEWS[arguments.command] if _has(facts, view.__name__)]
-    return _finish(arguments, console, diagnosis, dict(subject.about), shown)
+    facts, about = Facts(diagnosis.log), dict(subject.about)
+    shown = [views.VIEWS[p](facts) for p in _SHOWN[arguments.command] if _has(facts, p)]
+    if shown and arguments.command == "magnitude":
+        shown = [_beside_vision(subject, facts, about)]
+    return _finish(arguments, console, diagnosis, about, shown)
+
+
+def _beside_vision(subject: Subject, facts: Facts, about: dict[str, Any]) -> RenderableType:
+    """The magnitudes, beside those of the backbone's own pictures where it has a vision path."""
+    from safe_probe.vision import vision_beside
+
+    vision = vision_beside(subject)
+    if subject.experiment is None or (vision is None and subject.signal == "audio"):
+        return views.magnitude_view(facts)
+    model, pictures = subject.experiment.model, None
+    if vision is not None:
+        about["vision"] = vision.to_json()
+        pictures = vision.facts
+    words = views.vision_view(facts, pictures, model.name, model.sees)
+    return Group(views.magnitude_view(facts, pictures), words)
 
 
 def params(arguments: argparse.Namespace) -> int:
     """Count the parameters of a configuration, plan its memory, and check what was stated."""
-    from probes.parameters import measure as count
-    from safe_probe.sizes import claim_records, memory_plan, sized_model
+    from safe_probe.sizes import claim_records, memory_plan, planned_optimizer, sized_model
 
     _check_outputs(arguments)
     if arguments.config is None:
@@ -52,13 +68,14 @@ def params(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     console, notes = _consoles()
     model, config = sized_model(arguments.config, arguments.set, arguments.backbone, notes)
-    from probes.context import Context
-
-    plan = memory_plan(model, config, Facts(count(Context.of(model))))
+    optimizer = planned_optimizer(model, config)
+    facts = Facts(count(Context.of(model, optimizer=optimizer)))
+    plan = memory_plan(model, config, facts)
     own = arguments.backbone is None and not arguments.set
-    facts = Facts(count(Context.of(model)))
     claims = claim_records(config.name, facts, plan) if own else []
-    diagnosis = diagnose(model, probes=("parameters",), settings=settings, further=claims)
+    diagnosis = diagnose(
+        model, optimizer=optimizer, probes=("parameters",), settings=settings, further=claims
+    )
     facts = Facts(diagnosis.log)
     about = {
         "config": config.name,
@@ -172,9 +189,9 @@ def _consoles() -> tuple[Console, Console]:
     )
 
 
-def _has(facts: Facts, name: str) -> bool:
-    """Whether the probe of this view measured anything."""
-    return any(r.probe == name.removesuffix("_view") for r in facts.history)
+def _has(facts: Facts, probe: str) -> bool:
+    """Whether this probe measured anything."""
+    return any(r.probe == probe for r in facts.history)
 
 
 def _finish(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import nn
+from torch.optim import SGD, Optimizer
 
 from configs.adapt import adapt_to_backbone
 from configs.claims import STATED
@@ -70,6 +71,13 @@ def _backbone(name: str, config: RunConfig, console: Console) -> Backbone:
     backbone.model.to(getattr(torch, dtype))
     console.print(f"backbone: {name} in {dtype}, counted without weights", markup=False)
     return backbone
+
+
+def planned_optimizer(model: SAFEModel, config: RunConfig) -> Optimizer:
+    """The training's parameters and peak learning rates in an optimizer that holds no state."""
+    members = model.trainable_groups()
+    rates = {"projector": config.optim.lr_projector, "adapter": config.optim.lr_adapter}
+    return SGD([{"params": list(members[name].values()), "lr": lr} for name, lr in rates.items()])
 
 
 def memory_plan(model: nn.Module, config: RunConfig, facts: Facts) -> list[MemoryPart]:

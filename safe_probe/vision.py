@@ -1,13 +1,42 @@
 """The backbone's own pixels as the signal: the reference that audio tokens can be held against."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from configs.errors import ModelError
+from probes.context import Context
+from probes.findings.facts import Facts
+from probes.magnitude import measure
 from safe_probe.subject import Subject
+
+
+@dataclass(frozen=True)
+class Vision:
+    """Magnitudes of the backbone's own picture tokens."""
+
+    facts: Facts
+    """Of the probe ``magnitude``, component ``signal``."""
+    trained: bool
+    """Whether the vision tower was trained with the language model; a random one is no evidence."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Ratio of L2 per token to that of text, at the input and after each decoder layer."""
+        value = self.facts.value("magnitude", "signal", "l2_to_text")
+        layers = self.facts.layers("magnitude", "signal", "l2_to_text")
+        return {"trained": self.trained, "l2_to_text": value, "layers": layers}
+
+
+def vision_beside(subject: Subject) -> Vision | None:
+    """Measure the pictures' tokens on the subject's first batch; None where there are none."""
+    experiment = subject.experiment
+    if experiment is None or subject.signal != "audio" or not _is_llava(experiment.model.backbone):
+        return None
+    seeing = vision_subject(replace(subject, batches=subject.batches[:1]))
+    context = Context.of(seeing.model, seeing.batches, signal="vision")
+    return Vision(Facts(measure(context)), experiment.model.sees)
 
 
 def vision_subject(subject: Subject) -> Subject:
@@ -17,19 +46,28 @@ def vision_subject(subject: Subject) -> Subject:
         subject: gives backbone and captions.
 
     Raises:
-        ModelError: the backbone has no vision path.
+        ModelError: the backbone is no LLaVA.
     """
     experiment = subject.experiment
     assert experiment is not None
     backbone = experiment.model.backbone
-    if not hasattr(backbone.config, "image_token_id"):
-        raise ModelError(f"backbone {experiment.model.name} has no image tokens; use a LLaVA")
+    if not _is_llava(backbone):
+        raise ModelError(
+            f"backbone {experiment.model.name} is a {backbone.config.model_type}, and pictures are "
+            "made here for model type llava only; take a LLaVA, or safe_probe.diagnose with your "
+            "own batches"
+        )
     batches = [_with_images(batch, backbone, seed) for seed, batch in enumerate(subject.batches)]
     about = {**subject.about, "signal": "vision", "images": "synthetic"}
     return replace(
         subject, model=backbone, batches=batches, about=about, signal="vision", optimizer=None,
         start={}, silence=None, further=(),
     )  # fmt: skip
+
+
+def _is_llava(backbone: Any) -> bool:
+    """LLaVA itself: its relatives cut pictures into tiles in ways of their own."""
+    return bool(backbone.config.model_type == "llava")
 
 
 def _with_images(batch: Any, backbone: Any, seed: int) -> dict[str, Tensor]:

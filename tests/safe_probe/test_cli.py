@@ -101,11 +101,18 @@ def test_params_prints_the_true_numbers_and_checks_the_claims(run: Any) -> None:
     parts = {part["name"]: part["bytes"] for part in data["subject"]["memory"]}
     assert parts["gradients"] == 4 * 178_948_100 and parts["optimizer"] == 8 * 178_948_100
     assert parts["weights"] == 2 * 13_351_494_656 + 4 * 178_948_100
+    assert values["parameters", "projector", "in_optimizer"] == 168_461_312 + 2 * 512
+    assert values["parameters", "fusion", "in_optimizer"] == 10_485_760
+    assert values["parameters", "model", "in_optimizer"] == 178_948_100
+    rates = {c: values["parameters", c, "lr_max"] for c in ("projector", "fusion", "gate")}
+    assert rates == {"projector": 1e-3, "fusion": 5e-4, "gate": 5e-4}  # as in the config
+    assert values["parameters", "optimizer", "strangers"] == 0
     assert run("params", "--config", "phase1", "--fail-on", "warning", data=False)[0] == 1
 
 
 def test_params_as_a_table(run: Any) -> None:
     _, out, _ = run("params", "--config", "phase1", data=False)
+    assert "…" not in out and "12,688,184,320" in out
     assert "off by a factor of 2.12" in out and "agrees" in out and "\x1b" not in out
     assert max(map(len, out.splitlines())) <= 80
 
@@ -113,7 +120,10 @@ def test_params_as_a_table(run: Any) -> None:
 def test_check_of_a_fresh_model(run: Any, tmp_path: Path) -> None:
     code, out, err = run("check", "--config", "demo", "--output", str(tmp_path / "out"))
     assert code == 0, out
-    for part in ("magnitude", "gates", "gradients", "influence", "verdict"):
+    for part in (
+        "data", "parameters", "magnitude", "gates", "dials", "attention", "gradients", "influence",
+        "third of the caption", "parity with the bare backbone: gate:zero bit for bit", "verdict",
+    ):  # fmt: skip
         assert part in out
     assert "loading backbone embedded" in err
     saved = json.loads((tmp_path / "out" / "diagnosis.json").read_text(encoding="utf-8"))
@@ -154,11 +164,27 @@ def test_vision_is_the_backbones_own(run: Any) -> None:
     data = json.loads(out)
     ratios = [r for r in data["records"] if r["statistic"] == "l2_to_text"]
     assert {r["component"] for r in ratios} == {"signal"} and len(ratios) == 11
+    _, out, _ = run("magnitude", "--config", "demo", "--signal", "vision")
+    assert "the vision tower of embedded is tiny and random" in out
+
+
+def test_vision_stands_beside_audio(run: Any) -> None:
+    _, out, _ = run("magnitude", "--config", "demo")
+    assert "audio  vision" in out and "x text here, audio " in out and "no evidence" in out
+    assert max(map(len, out.splitlines())) <= 80
+    data = json.loads(run("magnitude", "--config", "demo", "--json")[1])
+    vision = data["subject"]["vision"]
+    assert vision["trained"] is False and vision["l2_to_text"] > 0
+    assert list(vision["layers"]) == [str(i) for i in range(10)]
+    assert not [r for r in data["records"] if r["component"] == "signal"], "records are audio's"
 
 
 def test_influence_and_gradflow_tables(run: Any) -> None:
     code, out, _ = run("influence", "--config", "demo")
     assert code == 0 and "signal:swapped" in out and "without layer" in out
+    assert "third of the caption" in out and "attention over audio tokens" in out
+    code, out, _ = run("gates", "--config", "demo")
+    assert code == 0 and "contribution 1.0" in out and "logits changed" in out
     code, out, _ = run("gradflow", "--config", "demo")
     assert code == 0 and "finite" in out and "frozen" in out
 
