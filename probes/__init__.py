@@ -37,6 +37,8 @@ PROBES: tuple[str, ...] = (
     "magnitude",
     "gates",
     "influence",
+    "independence",
+    "generation",
     "sensitivity",
     "gradflow",
     "attention",

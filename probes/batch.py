@@ -1,7 +1,7 @@
 """What a batch is for the probes: the model's keyword inputs, and where text and signal stand."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -75,6 +75,13 @@ class Batch:
         """How many tokens a loss is taken on: labels that have a token before them."""
         return 0 if self.labels is None else int((self.labels[:, 1:] != IGNORED).sum())
 
+    @property
+    def width(self) -> int | None:
+        """T, positions of the longest text; None when the batch has no text tensor."""
+        names = ("input_ids", "inputs_embeds", "attention_mask", "labels")
+        found = (self.inputs.get(name) for name in names)
+        return next((int(x.shape[1]) for x in found if isinstance(x, Tensor)), None)
+
     def with_inputs(self, **changes: Any) -> "Batch":
         """The same batch with other inputs; None takes a keyword away."""
         inputs = {k: v for k, v in {**self.inputs, **changes}.items() if v is not None}
@@ -83,6 +90,16 @@ class Batch:
     def with_signal(self, signal: Tensor | None) -> "Batch":
         """The same texts with another signal, or with none at all."""
         return self.with_inputs(**{self.signal_input: signal})
+
+    def rows(self, chosen: Sequence[int]) -> "Batch":
+        """Only these texts: the rows of every tensor that has one row per text."""
+        index = torch.tensor(chosen)
+        count = self.signal.shape[0]
+        inputs = {
+            k: v[index.to(v.device)] if isinstance(v, Tensor) and v.shape[:1] == (count,) else v
+            for k, v in self.inputs.items()
+        }
+        return dataclasses.replace(self, inputs=inputs)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on ``device``."""

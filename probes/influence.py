@@ -133,7 +133,7 @@ class _Meter:
 
     def _forward(self, batch: Batch) -> _Output:
         output = self.session.forward(batch)
-        logits, text = counted(output, batch, self.path.spec.splice)
+        logits, text, _ = counted(output, batch, self.path.spec.splice)
         if batch.labels is None:
             return _Output(logits, text, None)
         losses = token_losses({"logits": logits}, batch).double().cpu().numpy()

@@ -21,6 +21,8 @@ class Counted(NamedTuple):
     """[M, V]."""
     text: Tensor
     """[M] the text (row of the batch) that each position belongs to, on the CPU."""
+    position: Tensor
+    """[M] the place in its text that each was predicted from, on the CPU (below 0: a prefix)."""
 
 
 def counted(output: Any, batch: Batch, splice: int | str | None = None) -> Counted:
@@ -46,7 +48,8 @@ def counted(output: Any, batch: Batch, splice: int | str | None = None) -> Count
     else:  # position t predicts the token after it
         chosen = (batch.labels != IGNORED).roll(-1, 1)
         chosen[:, -1] = False
-    text, shape = chosen.nonzero()[:, 0].cpu(), list(logits.shape)
+    text, position = chosen.nonzero().cpu().unbind(1)
+    shape = list(logits.shape)
     if logits.dim() == 3:
         logits = logits[:, -chosen.shape[1] :]
     if logits.shape[:2] == chosen.shape and logits.dim() == 3:
@@ -56,7 +59,8 @@ def counted(output: Any, batch: Batch, splice: int | str | None = None) -> Count
             f"logits of shape {shape} do not belong to a batch of {texts(batch)} texts with "
             f"{text.shape[0]} tokens to predict"
         )
-    return Counted(logits, text)
+    front = 0 if batch.width is None else chosen.shape[1] - batch.width
+    return Counted(logits, text, position - front)
 
 
 def divergence(own: Tensor, other: Tensor) -> Tensor:

@@ -129,9 +129,19 @@ class Session:
             grad: build the graph for :meth:`backward`.
         """
         self.forwards += 1
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         with _eagerly(), torch.enable_grad() if grad else torch.no_grad():
-            return self.model(**batch.to(device).inputs)
+            return self.model(**batch.to(self.device).inputs)
+
+    def generate(self, batch: Batch, **options: Any) -> Any:
+        """What the model's own ``generate`` returns for ``batch`` and further keywords."""
+        call: Any = self.model
+        with _eagerly(), torch.no_grad():
+            return call.generate(**batch.to(self.device).inputs, **options)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter is, and batches are moved to."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     def backward(self, loss: Tensor) -> None:
         """Backpropagate into ``.grad``; the gradients of earlier calls are added to, as usual."""

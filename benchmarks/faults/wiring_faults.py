@@ -203,3 +203,102 @@ def clips_rolled_inside_the_model(bench: Bench) -> None:
 def float16_overflow(bench: Bench) -> None:
     """The backbone is float16 and the scale makes it overflow."""
     bench.model.backbone.half()
+
+
+@fault("usual mistake: repeat() for beams, open_flamingo #286", "SP423 model")
+def clips_tiled_under_beams(bench: Bench) -> None:
+    """Under beam search the clips are laid out 0, 1, 0, 1 beside the texts' 0, 0, 1, 1."""
+    _laid_out_for_beams(bench, lambda x, beams: x.repeat(beams, *[1] * (x.dim() - 1)))
+
+
+@fault("usual mistake: expand() and reshape for beams", "SP423 model")
+def first_clip_under_beams(bench: Bench) -> None:
+    """Under beam search every text hears the first clip."""
+    _laid_out_for_beams(bench, lambda x, beams: x[:1].expand(len(x) * beams, *x.shape[1:]))
+
+
+def _laid_out_for_beams(bench: Bench, lay_out: Any) -> None:
+    """Compute keys and values for as many rows as beam search has, before the hooks see them."""
+    model: Any = bench.model
+
+    def laid_out(block: Any) -> Any:
+        original = block.forward
+
+        def forward(_self: Any, hidden: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+            beams = hidden.shape[0] // model.clips
+            if beams > 1:
+                key, value = lay_out(key[::beams], beams), lay_out(value[::beams], beams)
+            fused: Tensor = original(hidden, key, value, *rest)
+            return fused
+
+        return MethodType(forward, block)
+
+    tokens = model.audio_tokens
+
+    def audio_tokens(self: Any, audio: Tensor, seconds: Tensor | None = None) -> Any:
+        self.clips = len(audio)
+        return tokens(audio, seconds)
+
+    model.audio_tokens = MethodType(audio_tokens, model)
+    for block in blocks(bench).values():
+        block.forward = laid_out(block)
+
+
+@fault("usual mistake: mean(0) for mean(1)", "SP422 model", "SP111 projector")
+def mean_over_the_batch(bench: Bench) -> None:
+    """Every text hears the mean of the batch's clips beside its own."""
+    model: Any = bench.model
+    original = model.audio_tokens
+
+    def audio_tokens(_self: Any, audio: Tensor, seconds: Tensor | None = None) -> Any:
+        tokens, mask = original(audio, seconds)
+        return tokens + tokens.mean(0, keepdim=True), mask
+
+    model.audio_tokens = MethodType(audio_tokens, model)
+
+
+@fault("usual mistake: batch norm without running statistics", "SP422 model")
+def batch_norm_over_clips(bench: Bench) -> None:
+    """Embeddings pass a batch norm that takes its statistics from the batch, in evaluation too."""
+    _with_encoder(bench, nn.BatchNorm1d(512, affine=False, track_running_stats=False))
+
+
+@fault("usual mistake: a hook that sees only the prompt", "SP424 model")
+def generation_hears_the_prompt_only(bench: Bench) -> None:
+    """With a key/value cache, what is generated after the first token hears no audio."""
+
+    def forward(self: GatedResidual, hidden: Tensor, branch: Tensor, gate: float) -> Tensor:
+        heard = 0.0 if hidden.shape[1] == 1 else gate
+        return hidden + heard * self.residual_scale * branch
+
+    new_residual(bench, forward)
+
+
+@fault("usual mistake: an own mask replaces the causal one", "SP426 model")
+def causal_mask_off_by_one(bench: Bench) -> None:
+    """Every token may look at the next one, too."""
+    model: Any = bench.model
+    original = model.backbone.model.forward
+
+    def forward(*args: Any, attention_mask: Tensor | None = None, **rest: Any) -> Any:
+        if attention_mask is not None and not rest.get("use_cache"):
+            real = attention_mask.bool()[:, None, None, :]
+            width = real.shape[-1]
+            attention_mask = torch.ones(width, width, dtype=torch.bool).tril(1) & real
+        return original(*args, attention_mask=attention_mask, **rest)
+
+    model.backbone.model.forward = forward
+
+
+@fault("usual mistake: mask made for ids[:, 1:]", "SP428 model", "SP427 model")
+def text_mask_shifted_in_the_model(bench: Bench) -> None:
+    """The decoder gets the text's mask shifted to the right by one place."""
+    model: Any = bench.model
+    original = model.backbone.model.forward
+
+    def forward(*args: Any, attention_mask: Tensor | None = None, **rest: Any) -> Any:
+        if attention_mask is not None and attention_mask.shape[1] > 1:
+            attention_mask = F.pad(attention_mask[:, :-1], (1, 0), value=0)
+        return original(*args, attention_mask=attention_mask, **rest)
+
+    model.backbone.model.forward = forward

@@ -84,6 +84,7 @@ class Family:
                     code, title, link, severity, what, why, expected, source, remedy, check, symptom
                 )
             )
+            self.rules.sort(key=lambda rule: rule.code)  # a family may be spread over files
             return check
 
         return enter

@@ -122,6 +122,14 @@ class Thresholds:
         1e-3, "ratio", "KL of another clip's signal over KL of none, below it the signal is a bias",
         "a signal that is heard differs between clips by about as much as from none",
     )  # fmt: skip
+    leak: float = _limit(
+        0.01, "ratio", "KL by what must not matter over KL by another clip, too much above it",
+        "exactly 0 between the texts of a batch in 50 healthy set-ups; a mean over 4 texts gives 1",
+    )  # fmt: skip
+    rounding: float = _limit(
+        1e-6, "nats/token", "KL below which two outputs are the same but for rounding",
+        "at most 2e-11 in float32 and exactly 0 under a correct mask, in 50 healthy set-ups",
+    )  # fmt: skip
     one_hot: float = _limit(
         0.99, "weight", "largest attention weight over the signal's tokens",
         f"max attention weight < 0.99 in the good runs ({_RUN})",

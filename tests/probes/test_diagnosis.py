@@ -44,7 +44,7 @@ def test_healthy_toy_has_no_finding(toy: Any, look: Callable[..., Diagnosis]) ->
     assert diagnosis.findings == ()
     assert str(diagnosis.verdict) == "no broken link found"
     assert not diagnosis.failed and not diagnosis.not_measured
-    assert set(diagnosis.records["probe"]) >= set(PROBES) - {"modules", "attention"}
+    assert set(diagnosis.records["probe"]) >= set(PROBES) - {"modules", "attention", "generation"}
 
 
 def test_cold_starts_are_no_errors(make_safe: Any, safe_inputs: dict[str, Tensor]) -> None:
