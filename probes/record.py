@@ -54,7 +54,7 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """The record as a JSON-safe dictionary."""
         return {f.name: getattr(self, f.name) for f in fields(self)} | {
-            "value": _encode(self.value)
+            "value": json_number(self.value)
         }
 
     @classmethod
@@ -214,7 +214,8 @@ def _check_header(data: Any) -> None:
         )
 
 
-def _encode(value: float) -> float | str:
+def json_number(value: float) -> float | str:
+    """``value`` as JSON can hold it: NaN and infinities as strings."""
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):

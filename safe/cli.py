@@ -241,7 +241,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
     from safe.rollback import describe, rolled_back
 
     config, explicit = rolled_back(arguments.run_folder)
-    print(describe(arguments.run_folder, config, arguments.output))
+    print(describe(arguments.run_folder, arguments.output))
     if not arguments.apply:
         return 0
     from safe.console import make_console

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from configs import follow_up
 from configs.errors import CheckpointError
 from configs.model_configs import get_config
 from configs.schema import RunConfig
-from safe import cli, rollback
+from safe import cli
 from safe.rollback import describe, rolled_back
 from safe.training import run as run_module
 from safe.training.run import Interrupted
@@ -53,7 +54,7 @@ def test_baseline_with_the_pieces_and_data_of_the_run(phase1_run: Path) -> None:
 
 def test_description_names_every_change_and_the_command(phase1_run: Path) -> None:
     config, _ = rolled_back(phase1_run)
-    text = describe(phase1_run, config)
+    text = describe(phase1_run)
     for line in ("model.projector.scale: 10.0 -> 2.0", "model.projector.num_tokens: 32 -> 16",
                  "model.fusion.lora_rank: 2 -> 1", "model.fusion.layers: (2, 4, 6, 8) -> (2, 3, 6)",
                  "model.fusion.gate_init: 0.3 -> 0.05",
@@ -93,7 +94,7 @@ def test_baseline_stops_where_the_run_was_to_stop(phase1_run: Path) -> None:
     path.write_text(json.dumps(values))
     config, _ = rolled_back(phase1_run)
     assert config.optim.max_steps == 7
-    assert "--set optim.max_steps=7" in describe(phase1_run, config)
+    assert "--set optim.max_steps=7" in describe(phase1_run)
 
 
 def test_no_run_no_rollback(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_apply_starts_the_baseline_on_the_same_data(
     short["model"] |= {"dtype": "float32"}
     short["retention"] |= {"variant": "no_retention"}
     short["evaluation"] |= {"max_new_tokens": 4, "bootstrap": 20}
-    monkeypatch.setattr(rollback, "get_config", lambda _name: RunConfig.from_dict(short))
+    monkeypatch.setattr(follow_up, "get_config", lambda _name: RunConfig.from_dict(short))
     out = io.StringIO()
     with redirect_stdout(out):
         code = cli.main(["rollback", str(run), "--apply", "--output", str(tmp_path / "new")])

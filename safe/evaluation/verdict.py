@@ -11,11 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from configs.claims import PARTIAL_FROM, VERIFIED_ABOVE
 from configs.errors import MetricError
 from safe.evaluation.bootstrap import Difference
-
-VERIFIED_ABOVE, PARTIAL_FROM = 30.0, 25.0
-"""CIDEr x 100; source: seed, "Success Criteria"."""
 
 
 @dataclass(frozen=True)

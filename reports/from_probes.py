@@ -1,0 +1,88 @@
+"""What the probes say about a run, for the criteria."""
+
+from probes.findings.finding import Severity
+from probes.findings.judge import judge
+from probes.findings.thresholds import Thresholds
+from reports.criterion import Measurement
+from reports.run import Run
+
+_NEEDED = ("magnitude", "gates", "gradflow", "influence", "data")
+"""Probes without which "no broken link" cannot be said."""
+
+
+def influence(run: Run) -> Measurement | None:
+    """How much worse another clip's audio is, less twice its standard error (nats/token)."""
+    if any(r.probe == "influence" for r in run.probed) and run.facts.step("influence") < run.now:
+        return Measurement(None, f"measured at step {run.facts.step('influence')} only")
+    change = run.facts.value("influence", "signal:swapped", "loss_change")
+    error = run.facts.value("influence", "signal:swapped", "loss_change_error")
+    if change is None:
+        if run.facts.value("influence", "signal:swapped", "changed") == 0:
+            return Measurement(0.0, "another clip's audio changes no bit of the output")
+        return None
+    certain = change - 2 * (error or 0.0)
+    kl = run.facts.value("influence", "signal:swapped", "kl")
+    text = f"another clip's audio costs {change:+.3f} nats/token"
+    text += "" if error is None else f" (standard error {error:.3f})"
+    text += "" if kl is None else f", KL {kl:.2g}"
+    return Measurement(certain, f"{text}, at step {run.facts.step('influence')}", f"{change:+.2f}")
+
+
+def open_errors(run: Run) -> Measurement | None:
+    """Number of findings of level error; unknown while a probe that finds them has not run."""
+    errors = [f for f in judge(run.log) if f.severity is Severity.ERROR]
+    if errors:
+        codes = ", ".join(dict.fromkeys(f.code for f in errors))
+        return Measurement(float(len(errors)), f"{len(errors)} errors: {codes}", codes)
+    now = {r.probe for r in run.probed if r.step >= run.now}
+    missing = [name for name in _NEEDED if name not in now]
+    if missing:
+        return Measurement(None, f"not measured at step {run.now}: {', '.join(missing)}")
+    return Measurement(0.0, "no finding of level error", "none")
+
+
+def contribution(run: Run) -> Measurement | None:
+    """The layer's contribution at the start that is furthest from 0.1-0.3; now if none was taken."""
+    for facts, when in ((run.start, "at the start"), (run.facts, f"at step {run.last_step}")):
+        values = facts.layers("magnitude", "fusion", "contribution_median")
+        if values:
+            worst = max(values, key=lambda layer: _distance(values[layer]))
+            text = ", ".join(f"{layer}: {value:.3g}" for layer, value in values.items())
+            return Measurement(values[worst], f"by layer {text}, {when}", f"{values[worst]:.3g}")
+    return None
+
+
+def _distance(value: float) -> float:
+    """Factor by which a contribution lies outside 0.1-0.3; NaN is furthest."""
+    if not value > 0:
+        return float("inf")
+    return max(0.1 / value, value / 0.3)
+
+
+def gates(run: Run) -> Measurement | None:
+    """Share of gates that are open, trainable and have moved."""
+    effective = run.facts.layers("gates", "gate", "effective")
+    if not effective:
+        return None
+    trainable = run.facts.layers("gates", "gate", "trainable")
+    moved = run.facts.layers("gates", "gate", "moved") if run.facts.step("gates") else {}
+    quiet = Thresholds().quiet_gate
+    good = [
+        layer for layer, value in effective.items()
+        if abs(value) >= quiet and trainable.get(layer, 0) > 0 and moved.get(layer, 1.0) != 0
+    ]  # fmt: skip
+    text = ", ".join(f"{layer}: {value:.3g}" for layer, value in effective.items())
+    stuck = [str(layer) for layer in effective if layer not in good]
+    if stuck:
+        text += f"; closed, frozen or unmoved at layer {', '.join(stuck)}"
+    return Measurement(len(good) / len(effective), text, f"{len(good)} of {len(effective)}")
+
+
+def parity(run: Run) -> Measurement | None:
+    """Share of logits that differ from the bare backbone's with all gates at 0."""
+    found = run.facts.value("influence", "gate:zero", "parity_changed")
+    if found is None:
+        return None
+    largest = run.facts.value("influence", "gate:zero", "parity_max_change") or 0.0
+    text = f"{found:.2%} of the logits differ, by {largest:.2g} at most"
+    return Measurement(found, "equal bit for bit" if found == 0 else text, f"{found:.2%}")

@@ -1,0 +1,236 @@
+"""A run directory as the reports see it: everything that was written down, nothing computed.
+
+Any file may be missing, cut off or damaged: what cannot be read is left out and its reason kept in
+``damaged``, so that a crashed run can be reported on as well. Only ``config.json`` must be there.
+"""
+
+import json
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from configs.errors import SafeError
+from configs.schema import RunConfig
+from probes.findings.facts import Facts
+from probes.record import Record, RecordLog
+from probes.scores import score_records
+from reports.errors import ReportError
+
+Row = dict[str, Any]
+CHECK = "check"
+"""Folder in a run where ``safe-probe check RUN --output RUN/check`` leaves its measurements."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training left behind."""
+
+    path: Path
+    """Folder of the run."""
+    config: RunConfig
+    steps: tuple[Row, ...] = ()
+    """One row per optimizer step: step, epoch, loss, grad_norm/*, lr/*, gate/*, skipped, ..."""
+    evaluations: tuple[Row, ...] = ()
+    """One row per evaluation during training: step, epoch, cider, cider_low, cider_high, clips."""
+    probed: tuple[Record, ...] = ()
+    """What the probes measured, oldest first."""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """The final scores with controls and floors; empty when there are none."""
+    captions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Clip id to caption by condition (``own audio``, ``another clip's audio``, ...)."""
+    references: Mapping[str, Row] = field(default_factory=dict)
+    """Clip id to ``captions`` (what people wrote) and ``audio`` (path of its sound, or None)."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """Versions, devices, command."""
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    """``train_seconds``, ``peak_bytes``, ``memory`` ("gpu" or "process"), ``parameters``."""
+    problems: tuple[Row, ...] = ()
+    """Clips that could not be used, with reasons."""
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    """File to the reason why it, or a part of it, could not be read."""
+    checkpoint: int | None = None
+    """Step of the checkpoint that is reported on; None for the whole run."""
+    running: bool = False
+    """Whether a process on this machine is training it now."""
+    baseline: "Run | None" = None
+    """The run to compare with, when there is one."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        return self.path.name
+
+    @property
+    def last_step(self) -> int:
+        """Optimizer steps done."""
+        return max((int(row["step"]) for row in self.steps), default=0)
+
+    @property
+    def now(self) -> int:
+        """Optimizer steps behind what is reported on."""
+        return self.last_step if self.checkpoint is None else self.checkpoint
+
+    @property
+    def epochs_done(self) -> float:
+        """Epochs completed, fractional."""
+        return max((float(row["epoch"]) for row in self.steps), default=0.0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps of the configuration were done."""
+        most = self.config.optim.max_steps
+        if most is not None and self.last_step >= most:
+            return True
+        return self.epochs_done >= self.config.optim.epochs - 1e-6
+
+    @cached_property
+    def log(self) -> RecordLog:
+        """Probes and scores as records, oldest first."""
+        return RecordLog([*self.probed, *score_records(self.evaluation, self.last_step)])
+
+    @cached_property
+    def facts(self) -> Facts:
+        """The newest value of every record."""
+        return Facts(self.log)
+
+    @cached_property
+    def start(self) -> Facts:
+        """The records of step 0 only: the model before training."""
+        return Facts(r for r in self.probed if r.step == 0)
+
+
+def read_run(path: Path | str) -> Run:
+    """The run in a folder; of one of its checkpoints what was known up to its step.
+
+    Args:
+        path: a run, its ``adapter`` folder, or a checkpoint in it.
+
+    Raises:
+        ReportError: no run there, or its configuration cannot be read.
+    """
+    folder, step = _locate(Path(path))
+    reader = _Reader(folder)
+    rows = reader.lines("metrics.jsonl")
+    if step is not None:
+        rows = [row for row in rows if row.get("step", 0) <= step]
+    whole, config = step is None, _config(folder)
+    scored = reader.scored(step, config.data.test_split)
+    return Run(
+        path=folder,
+        config=config,
+        steps=tuple(r for r in rows if r.get("kind") == "step"),
+        evaluations=tuple(r for r in rows if r.get("kind") == "evaluation"),
+        probed=tuple(r for r in reader.records() if whole or r.step <= (step or 0)),
+        evaluation=reader.mapping(f"{scored}evaluation.json"),
+        captions={r["clip"]: r for r in reader.lines(f"{scored}captions/final.jsonl", "clip")},
+        references={r["clip"]: r for r in reader.lines("captions/references.jsonl", "clip")},
+        environment=reader.mapping("environment.json"),
+        resources=reader.mapping("resources.json"),
+        problems=tuple(reader.json("problems.json", list) or ()),
+        damaged=reader.damaged,
+        checkpoint=step,
+        running=_is_owned(folder),
+    )
+
+
+def _locate(path: Path) -> tuple[Path, int | None]:
+    folder = path.resolve()
+    if folder.name == "adapter":
+        folder = folder.parent
+    found = re.fullmatch(r"step-(\d+)", folder.name)
+    if found and folder.parent.name == "checkpoints":
+        return folder.parent.parent, int(found[1])
+    if (folder / "config.json").is_file():
+        return folder, None
+    runs = sorted(p.parent.name for p in folder.glob("*/config.json"))
+    hint = f"; runs in it: {', '.join(runs[:5])}" if runs else ""
+    raise ReportError(f"{path} is no run: it has no config.json{hint}")
+
+
+def _config(folder: Path) -> RunConfig:
+    file = folder / "config.json"
+    try:
+        return RunConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ReportError(f"{file} cannot be read: {error}") from None
+
+
+def _is_owned(folder: Path) -> bool:
+    """Whether the process named in run.lock lives on this machine."""
+    try:
+        owner = json.loads((folder / "run.lock").read_text(encoding="utf-8"))
+        if owner["host"] != socket.gethostname():
+            return False
+        os.kill(int(owner["pid"]), 0)
+    except PermissionError:  # it lives, and belongs to somebody else
+        return True
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return False
+    return True
+
+
+class _Reader:
+    """Reads the files of a run, and keeps what went wrong."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.damaged: dict[str, str] = {}
+
+    def json(self, name: str, kind: type) -> Any:
+        """A JSON file holding a ``kind``; None when absent or damaged."""
+
+        def parse(text: str) -> Any:
+            value = json.loads(text)
+            if not isinstance(value, kind):
+                raise ValueError(f"holds a {type(value).__name__}, not a {kind.__name__}")
+            return value
+
+        return self._read(name, parse)
+
+    def mapping(self, name: str) -> Row:
+        return self.json(name, dict) or {}
+
+    def lines(self, name: str, key: str = "kind") -> list[Row]:
+        """JSON lines with ``key``; a torn last line is normal, other bad lines are damage."""
+        rows: list[Row] = []
+        lines = (self._read(name, str) or "").split("\n")
+        for number, line in enumerate(lines[:-1], 1):
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict) or key not in row:
+                    raise ValueError(f"no object with {key!r}")
+                rows.append(row)
+            except ValueError as error:
+                self.damaged.setdefault(name, f"line {number}: {error}")
+        return rows
+
+    def records(self) -> list[Record]:
+        """Of the training's probes, and of a later check."""
+        found: list[Record] = []
+        for name in ("probes.jsonl", f"{CHECK}/records.jsonl"):
+            found += self._read(name, self._parse_records(name)) or []
+        return found
+
+    def _parse_records(self, name: str) -> Callable[[str], RecordLog]:
+        return lambda _: RecordLog.read(self.folder / name)
+
+    def scored(self, step: int | None, split: str) -> str:
+        """Where the final scores lie: in the run, or where ``safe-train evaluate`` put them."""
+        name = "adapter" if step is None else f"step-{step:08d}"
+        if step is None and (self.folder / "evaluation.json").exists():
+            return ""
+        return f"evaluations/{name}-{split}/"
+
+    def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
+        try:
+            return parse((self.folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, SafeError) as error:
+            self.damaged[name] = str(error)
+            return None

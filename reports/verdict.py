@@ -1,0 +1,90 @@
+"""PROCEED, PARTIAL or BLOCKED: from the outcomes alone, and the one thing to do next.
+
+BLOCKED   a deciding criterion fails, or there is no final score
+PARTIAL   none fails, but one is partial or unknown
+PROCEED   every deciding criterion passes
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from probes.findings.finding import Finding, Severity
+from probes.findings.judge import root_cause
+from reports.criterion import Outcome
+from reports.grade import Grade
+from reports.next_step import NextStep, next_step
+from reports.run import Run
+
+
+class Decision(IntEnum):
+    """Better is larger."""
+
+    BLOCKED = 0
+    PARTIAL = 1
+    PROCEED = 2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do with the experiment."""
+
+    decision: Decision
+    reason: str
+    """One or two sentences with the numbers that decided."""
+    root: Finding | None
+    """The earliest broken link; None when there is none."""
+    next_step: NextStep
+    """The exact next command and why."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict as JSON-safe values."""
+        return {
+            "decision": self.decision.name,
+            "reason": self.reason,
+            "root": None if self.root is None else self.root.code,
+            "next": self.next_step.to_json(),
+        }
+
+
+def decision_of(outcomes: Sequence[Outcome]) -> Decision:
+    """The decision; criteria that do not decide are not looked at.
+
+    A missing final score blocks: there is nothing to proceed on.
+    """
+    deciding = [o for o in outcomes if o.criterion.decides]
+    grades = {o.grade for o in deciding}
+    score = next((o for o in deciding if o.criterion.name == "final_cider"), None)
+    if Grade.FAIL in grades or score is None or score.grade is Grade.UNKNOWN:
+        return Decision.BLOCKED
+    return Decision.PROCEED if grades == {Grade.PASS} else Decision.PARTIAL
+
+
+def decide(run: Run, outcomes: Sequence[Outcome], findings: Sequence[Finding]) -> Verdict:
+    """The verdict on a run; the same outcomes give the same one."""
+    decision = decision_of(outcomes)
+    root = root_cause(findings)
+    broken = root if root is not None and root.severity is Severity.ERROR else None
+    return Verdict(
+        decision,
+        _reason(decision, outcomes, broken),
+        root,
+        next_step(run, decision.name, outcomes, broken),
+    )
+
+
+def _reason(decision: Decision, outcomes: Sequence[Outcome], broken: Finding | None) -> str:
+    deciding = [o for o in outcomes if o.criterion.decides]
+    culprits = {
+        Decision.PROCEED: (Grade.PASS,),
+        Decision.PARTIAL: (Grade.PARTIAL, Grade.UNKNOWN),
+        Decision.BLOCKED: (Grade.FAIL,),
+    }[decision]
+    told = [o for o in deciding if o.grade in culprits]
+    if not told:  # blocked for want of a score
+        told = [o for o in deciding if o.grade is Grade.UNKNOWN]
+    parts = [f"{o.criterion.title}: {o.evidence}" for o in told]
+    if broken is not None:
+        parts.insert(0, f"earliest broken link: {broken.place}, {broken.title} ({broken.code})")
+    return "; ".join(parts)
