@@ -39,7 +39,7 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion(
         "beats_constant", "Better than one constant caption", "after", True,
         AtLeast(0.0, strict=True), _OURS,
-        "CIDEr above that of the commonest training caption on the same clips, which hears nothing.",
+        "CIDEr above that of the commonest training caption, which hears nothing.",
         _EVALUATE, from_scores.versus_constant,
     ),
     Criterion(

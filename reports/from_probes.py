@@ -42,7 +42,7 @@ def open_errors(run: Run) -> Measurement | None:
 
 
 def contribution(run: Run) -> Measurement | None:
-    """The layer's contribution at the start that is furthest from 0.1-0.3; now if none was taken."""
+    """The contribution furthest from 0.1-0.3, at the start, or now if none was taken then."""
     for facts, when in ((run.start, "at the start"), (run.facts, f"at step {run.last_step}")):
         values = facts.layers("magnitude", "fusion", "contribution_median")
         if values:

@@ -26,7 +26,8 @@ def final_cider(run: Run) -> Measurement | None:
     text = f"CIDEr {score:.1f} [95% {low:.1f}, {high:.1f}] on {clips:.0f} clips"
     for limit in (VERIFIED_ABOVE, PARTIAL_FROM):
         if low <= limit <= high:
-            text += f"; the interval straddles {limit:g}: {_clips_needed(score, low, high, clips, limit)}"
+            needed = _clips_needed(score, low, high, clips, limit)
+            text += f"; the interval straddles {limit:g}: {needed}"
     return Measurement(score, text, f"{score:.1f} [{low:.1f}, {high:.1f}]")
 
 
