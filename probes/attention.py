@@ -18,8 +18,9 @@ what one text token gives to the N tokens; rows of padding are left out. Records
 Component ``fusion`` by layer only: ``calls`` per forward pass; ``tokens``, N; ``tokens_in_use``,
 mean per text of the tokens with a weight above 0 in any row or head; and where the module is given
 a boolean mask [B, N] (True: may be attended to, but in ``key_padding_mask`` True: may not)
-``masked_weight``, mean weight per row on tokens that may not, and ``all_masked``, share of texts
-whose tokens all may not.
+``masked_weight``, mean weight per row on tokens that may not, ``all_masked``, share of texts whose
+tokens all may not, and ``mask_displaced``, share of texts whose tokens that may are not one run at
+the beginning or at the end.
 """
 
 import numpy as np
@@ -73,6 +74,7 @@ class _Meter:
         self.in_use: list[Floats] = []
         self.masked_weight: list[Floats] = []
         self.all_masked: list[NDArray[np.bool_]] = []
+        self.displaced: list[NDArray[np.bool_]] = []
         self.heads: list[list[dict[str, Floats]]] = []
 
     def add(self, call: Call) -> None:
@@ -89,6 +91,7 @@ class _Meter:
         self.in_use.append(used.sum(-1).astype(float))
         if mask is not None:
             self.all_masked.append(~allowed.any(-1))
+            self.displaced.append(_displaced(allowed))
             outside = np.where(allowed[:, None, None], 0.0, weights).sum(-1)
             self.masked_weight.append(outside.transpose(0, 2, 1)[text].ravel())
         for head in range(weights.shape[1]):
@@ -125,6 +128,7 @@ class _Meter:
         add("tokens_in_use", np.concatenate(self.in_use).mean(), "tokens")
         if self.all_masked:
             add("all_masked", np.concatenate(self.all_masked).mean(), "share")
+            add("mask_displaced", np.concatenate(self.displaced).mean(), "share")
             leaked = np.concatenate(self.masked_weight)
             leaked = leaked[np.isfinite(leaked)]
             if leaked.size:
@@ -146,6 +150,13 @@ def _mask(call: Call, count: int, tokens: int, text: NDArray[np.bool_]) -> NDArr
                 continue  # it is the text's own, and there are as many signal tokens as text
             return ~mask if name == "key_padding_mask" else mask
     return None
+
+
+def _displaced(allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[B] texts whose tokens in use [B, N] are neither a beginning nor an end of all tokens."""
+    edges = (allowed[:, 1:] != allowed[:, :-1]).sum(-1)
+    found: NDArray[np.bool_] = edges > 1
+    return found
 
 
 def _head_statistics(

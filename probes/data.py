@@ -17,7 +17,8 @@ Component ``text``:
   next, the previous input id (1 means labels shifted once too often).
 - ``ends_with_eos``, share of supervised rows whose last label's token is the end of text, when the
   model knows its id (0 for truncated captions).
-- ``padding``, share of positions; ``left_padded``, ``right_padded``, shares of the padded rows;
+- ``padding``, share of positions; ``left_padded``, ``right_padded``, ``both_sides_padded`` (left
+  and right of the same text), shares of the padded rows;
   ``rows_all_masked``, rows with attention mask 0 throughout; ``supervised_masked``, share of labels
   where the mask is 0; and when the model knows the id of padding ``supervised_padding``, share of
   labels on it, and ``padding_attended``, share of it where the mask is 1.

@@ -87,6 +87,7 @@ class TextStatistics:
         padded = padding.any(1) & ~padding.all(1)
         self._count("left_padded", padding[:, 0], padded)
         self._count("right_padded", padding[:, -1], padded)
+        self._count("both_sides_padded", padding[:, 0] & padding[:, -1], padded)
 
     def _supervision(self, ids: Ids | None, target: Flags, padding: Flags) -> None:
         has_labels, outside = target.any(1), padding

@@ -114,3 +114,17 @@ def clips_shuffled_against_texts(bench: Bench) -> None:
     dataset.embeddings = dataset.embeddings[order]
     bench.train(LONG)
     bench.batches = [dataset.batch(range(i, i + 8)) for i in range(0, 32, 8)]
+
+
+@fault("usual mistake: mask made for another tensor", "SP615 text", "SP605 text")
+def text_mask_shifted_left(bench: Bench) -> None:
+    """The attention mask begins one place early: the last token of each text is masked."""
+    lengthen(bench)
+    bench.change_batches(attention_mask=lambda b: b.attention_mask.roll(-1, 1))
+
+
+@fault("usual mistake: mask made for another tensor", "SP615 text")
+def text_mask_shifted_right(bench: Bench) -> None:
+    """The attention mask begins one place late: the first token is masked, padding is not."""
+    lengthen(bench)
+    bench.change_batches(attention_mask=lambda b: b.attention_mask.roll(1, 1))

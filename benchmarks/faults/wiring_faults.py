@@ -121,6 +121,15 @@ def all_tokens_masked(bench: Bench) -> None:
     projector.token_mask = lambda seconds: torch.zeros(len(seconds), count, dtype=torch.bool)
 
 
+@fault("usual mistake: off by one", "SP429 fusion", model__projector__kind="adaptive",
+       model__projector__min_tokens=2)  # fmt: skip
+def audio_mask_shifted(bench: Bench) -> None:
+    """The mask of audio tokens in use is shifted by one token."""
+    projector: Any = bench.model.projector
+    token_mask = projector.token_mask
+    projector.token_mask = lambda seconds: token_mask(seconds).roll(1, 1)
+
+
 @fault("usual mistake: the mask is not applied", "SP416 fusion", model__projector__kind="adaptive",
        model__projector__min_tokens=2)  # fmt: skip
 def mask_ignored(bench: Bench) -> None:

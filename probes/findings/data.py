@@ -244,3 +244,21 @@ def _refused(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     share = facts.value(_DATA, "model", "refused")
     if share:
         yield Hit("signal", None, f"{share:.1%} of the batches are refused")
+
+
+@DATA.rule(
+    "SP615", "The attention mask is shifted", Link.DATA, Severity.WARNING, symptom=False,
+    what="Padded rows that are masked to the left and to the right of the same text; an error "
+    "where padding is attended to besides.",
+    why="The first tokens of the prompt are hidden and as many places of padding are read as text.",
+    expected="a mask that is 1 from the first to the last token of the text",
+    source="definition of the mask",
+    remedy="make the mask from the ids that the model is given: (ids != pad).long(), no roll, no "
+    "[:, 1:] on one of them",
+)  # fmt: skip
+def _shifted_mask(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
+    both = facts.value(_DATA, "text", "both_sides_padded")
+    attended = facts.value(_DATA, "text", "padding_attended")
+    if both:
+        severity = Severity.ERROR if attended else None
+        yield Hit("text", None, f"{both:.1%} of the padded rows are masked on both sides", severity)

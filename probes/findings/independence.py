@@ -145,7 +145,7 @@ def _differs(facts: Facts, limits: Thresholds, search: str) -> bool:
     swapped = facts.value(_GEN, "generate:swapped", "kl")
     if kl is None or noise is None or swapped is None:
         return False
-    # 50 healthy set-ups: at most 0.26 times the noise where above 1e-7 (bfloat16), 1/47 of this limit
+    # 50 healthy set-ups reach 1/47 of this limit, and 0.26 of the noise (bfloat16)
     repeated = facts.value(_IND, "signal:repeat", "kl") or 0.0
     return kl > max(10 * noise, 10 * repeated, limits.leak * swapped, limits.rounding)
 

@@ -256,6 +256,23 @@ def _dropped(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
             yield Hit("fusion", layer, f"attention over {heard:g} of {made:g} tokens")
 
 
+@INFLUENCE.rule(
+    "SP429", "The mask of the signal's tokens is displaced", Link.FUSION, Severity.WARNING,
+    symptom=False,
+    what="Texts whose tokens that may be attended to are neither a beginning nor an end of the "
+    "clip's tokens.",
+    why="A clip's tokens in use are padded on one side: a run in the middle, or in pieces, is a "
+    "mask shifted by some places. Tokens of the clip are lost and padding is heard.",
+    expected="one run of tokens that begins with the first or ends with the last",
+    source="definition of padding",
+    remedy="compare the mask with arange(N) < count[:, None]; no roll, no row of another clip",
+)  # fmt: skip
+def _displaced(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
+    for layer, share in facts.layers(_ATT, "fusion", "mask_displaced").items():
+        if share:
+            yield Hit("fusion", layer, f"{share:.1%} of the texts")
+
+
 def _nothing_to_turn(facts: Facts, limits: Thresholds, dial: Record) -> bool:
     """Whether what the dial multiplies is zero anyway, or lost in the rounding of bfloat16."""
     if dial.part == "projector":

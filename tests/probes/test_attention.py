@@ -169,6 +169,9 @@ def test_statistics_of_any_masked_softmax(
     log = _tell(weights, attention_mask=text.long(), mask=mask)
     whole = _of(log, "fusion", 0)
     assert whole["masked_weight"] == 0
+    words = ["".join("x" if m else " " for m in row).strip() for row in mask.tolist()]
+    runs = [(" " not in w, m[0] or m[-1]) for w, m in zip(words, mask.tolist(), strict=True)]
+    assert whole["mask_displaced"] == pytest.approx(np.mean([not all(r) for r in runs]))
     assert whole["all_masked"] == 0
     assert whole["tokens_in_use"] <= mask.double().sum(-1).mean() + 1e-9
     for head in range(heads):
@@ -223,7 +226,8 @@ def test_masked_tokens_that_are_heard_all_the_same() -> None:
     assert turned == found
     assert found["tokens_in_use"] == 3
     assert set(found) == {
-        *PER_HEAD, "calls", "tokens", "tokens_in_use", "masked_weight", "all_masked"
+        *PER_HEAD, "calls", "tokens", "tokens_in_use", "masked_weight", "all_masked",
+        "mask_displaced",
     }  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def test_healthy_batches(measure: Any) -> None:
             "first_supervised": 3, "first_supervised_min": 3, "rows_fully_supervised": 0,
             "shared_prefix": 3, "shared_prefix_supervised": 0, "agreement_same": 1,
             "ends_with_eos": 1, "padding": (1 + 3 + 2) / (2 * 7 + 3 * 8), "left_padded": 0,
-            "right_padded": 1, "rows_all_masked": 0, "supervised_masked": 0,
+            "right_padded": 1, "both_sides_padded": 0, "rows_all_masked": 0, "supervised_masked": 0,
             "supervised_padding": 0, "padding_attended": 0,
         }
     )  # fmt: skip
@@ -173,6 +173,17 @@ def test_padding_side_with_end_of_text_as_padding(measure: Any) -> None:
     text = measure(left)["text"]
     assert (text["left_padded"], text["right_padded"]) == (1, 0)
     assert (text["first_supervised"], text["agreement_same"], text["ends_with_eos"]) == (3, 1, 1)
+
+
+def test_a_mask_shifted_by_one(measure: Any) -> None:
+    batches = _healthy()
+    for inputs in batches:  # rows without padding are then padded on the left only
+        mask = inputs["attention_mask"]
+        inputs["attention_mask"] = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, :-1]], 1)
+    padded = sum(int((row == 0).any()) for b in _healthy() for row in b["attention_mask"])
+    text = measure(batches)["text"]
+    assert text["both_sides_padded"] == pytest.approx(padded / 5)
+    assert text["left_padded"] == 1 and text["padding_attended"] > 0
 
 
 def _left(row: Tensor, mask: Tensor) -> Tensor:
