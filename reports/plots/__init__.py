@@ -1,0 +1,1 @@
+"""Every picture of the page: SVG with a text alternative and the table behind it."""

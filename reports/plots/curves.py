@@ -1,0 +1,220 @@
+"""What changed while the run was training: the loss, the score and the gates."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from reports.plots.palette import BLUE, DASHES, GREEN, GREY, MARKERS, RED, SERIES
+from reports.plots.plot import (
+    MOST_ROWS,
+    Plot,
+    Table,
+    legend,
+    picture,
+    whole_numbers,
+)
+from reports.plots.thin import Floats, smooth, thin
+from reports.printed import as_float, number
+from reports.run import Row, Run
+
+Band = Sequence[tuple[float, float, float]]
+"""Epoch, and the lowest and highest score expected there."""
+
+
+def column(rows: Sequence[Row], name: str) -> Floats:
+    """One field of all rows; NaN where it is missing or no number."""
+    return np.array([as_float(row.get(name)) for row in rows], dtype=float)
+
+
+def loss(run: Run) -> Plot | None:
+    """Training loss by step; None when no step was recorded."""
+    steps, values = column(run.steps, "step"), column(run.steps, "loss")
+    usable = np.isfinite(steps)
+    steps, values = steps[usable], values[usable]
+    if not len(steps):
+        return None
+    finite = values[np.isfinite(values)]
+    bad = steps[~np.isfinite(values)]
+    kept, window = thin(values), max(1, len(values) // 50)
+    mean = smooth(values, window)
+
+    def draw(axes: Axes) -> None:
+        marker = MARKERS[0] if len(kept) == 1 else ""
+        if window == 1:
+            axes.plot(steps[kept], values[kept], color=BLUE, marker=marker)
+        else:
+            axes.plot(steps[kept], values[kept], color=GREY, lw=0.6, alpha=0.75)
+            axes.plot(steps[kept], mean[kept], color=BLUE, label=f"mean of {window} steps")
+        if len(bad):
+            _ticks(axes, bad, "not finite")
+        axes.set(xlabel="optimizer step", ylabel="loss (nats/token)")
+        whole_numbers(axes)
+        legend(axes)
+
+    about = f"Training loss over {len(steps):,} steps"
+    if len(finite):
+        about += (
+            f": {number(finite[0])} nats/token at first, {number(finite[-1])} at the end, "
+            f"between {number(finite.min())} and {number(finite.max())}"
+        )
+    about += f"; {len(bad)} steps without a finite loss." if len(bad) else "."
+    rows = [(steps[i], values[i], mean[i]) for i in thin(values, MOST_ROWS)]
+    table = Table(("step", "loss (nats/token)", f"mean of {window} steps"), rows)
+    return picture("loss", "Training loss", about, table, draw)
+
+
+def cider(run: Run, band: Band, thresholds: Mapping[str, float]) -> Plot | None:
+    """Score by epoch with what was expected; None when the run was never evaluated.
+
+    Args:
+        run: its evaluations and final score.
+        band: the plan's expectation; between its epochs it is drawn as straight lines.
+        thresholds: name to score, drawn as lines across.
+    """
+    rows = _scores(run)
+    if not rows:
+        return None
+    epochs, scores, lows, highs = (np.array(c) for c in list(zip(*rows, strict=True))[1:])
+    end = max(float(run.config.optim.epochs), float(np.nanmax(epochs)), 1.0)
+
+    def draw(axes: Axes) -> None:
+        _expected(axes, band, end)
+        for name, value in thresholds.items():
+            axes.axhline(value, color=GREY, lw=0.9, ls=DASHES[1])
+            axes.annotate(
+                f"{name} {value:g}", (0.01, value), xycoords=("axes fraction", "data"),
+                ha="left", va="bottom", fontsize=8, color=GREY,
+            )  # fmt: skip
+        during = [i for i, row in enumerate(rows) if row[0] == "during training"]
+        final = [i for i, row in enumerate(rows) if row[0] != "during training"]
+        for chosen, colour, marker, name in (
+            (during, BLUE, "o", "during training"), (final, RED, "D", "final, with 95% interval"),
+        ):  # fmt: skip
+            if chosen:
+                ends = np.stack([scores[chosen] - lows[chosen], highs[chosen] - scores[chosen]])
+                spread = np.clip(np.nan_to_num(ends, posinf=0, neginf=0), 0, None)
+                axes.errorbar(
+                    epochs[chosen], scores[chosen], yerr=spread, color=colour, marker=marker,
+                    capsize=2.5, elinewidth=0.9, label=name,
+                )  # fmt: skip
+        axes.set(xlabel="epoch", ylabel="CIDEr", xlim=(0, end * 1.04))
+        axes.set_ylim(bottom=min(0.0, *axes.get_ylim()))
+        legend(axes)
+
+    shown = ", ".join(
+        f"{number(s)} after epoch {number(e)}" for e, s in zip(epochs, scores, strict=True)
+    )
+    expected = ", ".join(f"{low:g} to {high:g} at epoch {epoch:g}" for epoch, low, high in band)
+    about = f"CIDEr: {shown}. Expected: {expected}."
+    table = Table(("measured", "epoch", "CIDEr", "95% from", "to"), rows)
+    return picture("cider", "CIDEr by epoch", about, table, draw)
+
+
+def _scores(run: Run) -> list[tuple[str, float, float, float, float]]:
+    """What it was, epoch, score and the ends of its interval."""
+    found = [
+        (
+            "during training",
+            *(as_float(r.get(k)) for k in ("epoch", "cider", "cider_low", "cider_high")),
+        )
+        for r in run.evaluations
+    ]
+    facts, score = run.facts, run.facts.value("scores", "score", "cider")
+    if score is not None:
+        ends = (facts.value("scores", "score", f"cider_{end}") for end in ("low", "high"))
+        low, high = (as_float(end) for end in ends)
+        found.append((str(run.evaluation.get("split", "final")), run.epochs_done, score, low, high))
+    rows = [row for row in found if np.isfinite(row[1])]
+    return [rows[i] for i in thin(np.array([row[2] for row in rows]), MOST_ROWS)] if rows else []
+
+
+def _expected(axes: Axes, band: Band, end: float) -> None:
+    if not band:
+        return
+    epochs, low, high = (np.array(side, dtype=float) for side in zip(*band, strict=True))
+    x = np.unique(np.clip(np.append(epochs, end), epochs[0], min(end, epochs[-1])))
+    axes.fill_between(
+        x, np.interp(x, epochs, low), np.interp(x, epochs, high),
+        color=GREEN, alpha=0.22, lw=0, label="expected",
+    )  # fmt: skip
+
+
+def gates(run: Run) -> Plot | None:
+    """Each fusion layer's gate by step; None when none was recorded."""
+    names = sorted({k for row in run.steps for k in row if k.startswith("gate/")}, key=_layer)
+    steps = column(run.steps, "step")
+    lines = {f"layer {name[5:]}": (steps, column(run.steps, name)) for name in names}
+    if not lines:
+        lines = _probed_gates(run)
+    lines = {k: (x, y) for k, (x, y) in lines.items() if np.isfinite(y).any()}
+    if not lines:
+        return None
+    return series("gates", "Gates over time", ("optimizer step", "gate (factor)"), lines, zero=True)
+
+
+def _probed_gates(run: Run) -> dict[str, tuple[Floats, Floats]]:
+    found: dict[str, list[tuple[float, float]]] = {}
+    for r in run.probed:
+        if r.probe == "gates" and r.statistic == "effective" and r.layer is not None:
+            found.setdefault(f"layer {r.layer}", []).append((float(r.step), r.value))
+    return {name: (np.array(p)[:, 0], np.array(p)[:, 1]) for name, p in found.items()}
+
+
+def _layer(name: str) -> tuple[float, str]:
+    value = as_float(name.partition("/")[2])
+    return (value if np.isfinite(value) else np.inf, name)
+
+
+def series(
+    key: str, title: str, labels: tuple[str, str], lines: Mapping[str, tuple[Floats, Floats]],
+    smoothed: bool = False,
+) -> Plot:  # fmt: skip
+    """Some named curves in one picture.
+
+    Args:
+        key: unique on the page.
+        title: the plot's name.
+        labels: of the two axes.
+        lines: name to x and y.
+        smoothed: whether each curve is a running mean over a fiftieth of it.
+    """
+    if smoothed:
+        lines = {k: (x, smooth(y, max(1, len(y) // 50))) for k, (x, y) in lines.items()}
+
+    def draw(axes: Axes) -> None:
+        for i, (name, (x, y)) in enumerate(lines.items()):
+            kept, turn = thin(y), i // len(SERIES)
+            axes.plot(
+                x[kept], y[kept], color=SERIES[i % len(SERIES)], ls=DASHES[turn % len(DASHES)],
+                marker=MARKERS[i % len(MARKERS)], markevery=max(1, len(kept) // 6), label=name,
+            )  # fmt: skip
+        _at_least(axes, 0.1)
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+        whole_numbers(axes)
+        legend(axes, columns=4)
+
+    ends = [
+        f"{name} from {number(y[np.isfinite(y)][0])} to {number(y[np.isfinite(y)][-1])}"
+        for name, (_, y) in lines.items() if np.isfinite(y).any()
+    ]  # fmt: skip
+    each = max(2, MOST_ROWS // max(1, len(lines)))
+    rows = [(name, x[i], y[i]) for name, (x, y) in lines.items() for i in thin(y, each)]
+    return picture(key, title, f"{title}: {'; '.join(ends)}.", Table(("", *labels), rows), draw)
+
+
+def _at_least(axes: Axes, share: float) -> None:
+    """Widen the y axis so that it spans a share of its largest value: noise must not look big."""
+    low, high = axes.get_ylim()
+    missing = share * max(abs(low), abs(high)) - (high - low)
+    if missing > 0:
+        axes.set_ylim(low - missing / 2, high + missing / 2)
+
+
+def _ticks(axes: Axes, places: Floats, name: str) -> None:
+    """Marks at the foot of the picture."""
+    places = places[thin(places, 100)]
+    axes.plot(
+        places, np.zeros(len(places)), transform=axes.get_xaxis_transform(), color=RED, ls="",
+        marker="|", markersize=9, markeredgewidth=1.3, clip_on=False, label=name,
+    )  # fmt: skip
