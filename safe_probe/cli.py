@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.errors import SafeError
+from safe_probe.report_options import add_commands
 
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "magnitude": (
@@ -126,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--json", action="store_true", help="print records as JSON")
     calibrate.add_argument("--output", type=Path, metavar="FILE", help="write a config file (YAML)")
     calibrate.set_defaults(run=_calibrate)
+    add_commands(commands)
     explain = commands.add_parser("explain", help="what a finding means, and what to do")
     explain.add_argument("code", nargs="+", metavar="CODE", help="e.g. SP204")
     explain.set_defaults(run=_explain)

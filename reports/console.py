@@ -1,0 +1,186 @@
+"""A report for the terminal: 80 columns are enough, and colour says nothing that words do not."""
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.text import Text
+
+from probes.findings.finding import Finding, Severity
+from probes.findings.view import STYLES, grouped, measured, place
+from reports.chain import ChainLink, Health
+from reports.claims import AGREES, NOT_MEASURED, OFF, ClaimCheck
+from reports.criterion import Outcome
+from reports.grade import Grade
+from reports.plain import plain
+from reports.report import Report
+from reports.tables import mark, table
+from reports.verdict import Decision
+
+HEALTH = {
+    Health.OK: ("✔ ok", "green"),
+    Health.DOUBTFUL: ("! doubtful", "yellow"),
+    Health.BROKEN: ("✘ BROKEN", "bold red"),
+    Health.UNKNOWN: ("? unknown", "dim"),
+}
+GRADES = {
+    Grade.PASS: ("✔ PASS", "green"),
+    Grade.PARTIAL: ("~ PARTIAL", "yellow"),
+    Grade.FAIL: ("✘ FAIL", "bold red"),
+    Grade.UNKNOWN: ("? UNKNOWN", "dim"),
+}
+DECISIONS = {
+    Decision.PROCEED: ("✔ PROCEED", "bold green"),
+    Decision.PARTIAL: ("~ PARTIAL", "bold yellow"),
+    Decision.BLOCKED: ("✘ BLOCKED", "bold red"),
+}
+
+
+class Command(Text):
+    """A command line: printed whole, so that it can be copied; the terminal may break it."""
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the page; the next command is the last line."""
+    for part in page(report):
+        console.print(part, soft_wrap=isinstance(part, Command))
+
+
+def quiet_line(report: Report) -> str:
+    """Decision, reason in short, and the next command on one line."""
+    verdict = report.verdict
+    reason = plain(verdict.reason)
+    short = reason if len(reason) <= 160 else f"{reason[:157].rstrip()}..."
+    return f"{verdict.decision.name}: {short} | next: {plain(verdict.next_step.command)}"
+
+
+def page(report: Report) -> Iterator[RenderableType]:
+    """Verdict, signal path, criteria, findings, claims, what is not known yet, next command."""
+    yield _verdict(report)
+    yield from _section("Signal path", _chain(report.chain))
+    yield from _section("Criteria", _criteria(report.outcomes))
+    yield from _section("Findings", _findings(report.findings))
+    yield from _section("Claims of the plan that are off", _claims(report.claims))
+    if report.run.damaged:
+        lines = (f"{name}: {why}" for name, why in report.run.damaged.items())
+        yield from _section("Damaged files", Group(*(Text(plain(line)) for line in lines)))
+    yield from _unknown(report)
+    yield from _next(report)
+
+
+def _section(title: str, body: RenderableType) -> Iterator[RenderableType]:
+    yield Text(f"\n{title}", "bold")
+    yield Padding(body, (0, 0, 0, 2))
+
+
+def _verdict(report: Report) -> RenderableType:
+    run, verdict = report.run, report.verdict
+    word, style = DECISIONS[verdict.decision]
+    at = f"checkpoint of step {run.checkpoint}" if run.checkpoint else f"step {run.last_step}"
+    state = "" if run.finished or run.checkpoint else ", not finished"
+    return Panel(
+        Text(plain(verdict.reason)),
+        title=Text.assemble((word, style), "  ", plain(run.name)),
+        subtitle=Text(f"{at}, epoch {run.epochs_done:.1f}{state}", "dim"),
+        title_align="left",
+        subtitle_align="right",
+        border_style=style,
+    )
+
+
+def _chain(links: Sequence[ChainLink]) -> RenderableType:
+    return table(rows=((mark(*HEALTH[link.health]), link.name, _about(link)) for link in links))
+
+
+def _about(link: ChainLink) -> Text:
+    about = [Text(plain(link.number))] if link.number else []
+    if link.findings:
+        codes = ", ".join(dict.fromkeys(f.code for f in link.findings))
+        about.append(Text(f"{codes}{' <- earliest broken link' * link.root}", "bold"))
+    return Text("; ").join(about)
+
+
+def _criteria(outcomes: Sequence[Outcome]) -> RenderableType:
+    rows = (
+        (
+            mark(*GRADES[o.grade]),
+            Text.assemble(o.criterion.title, (" *" if o.criterion.decides else "", "bold")),
+            o.shown,
+            str(o.criterion.condition),
+        )
+        for o in outcomes
+    )
+    heads = ("grade", "criterion", "measured", "expected")
+    return Group(table(heads, rows), Text("* decides the verdict", "dim"))
+
+
+def _findings(findings: Sequence[Finding]) -> RenderableType:
+    if not findings:
+        return Text("none")
+    return Group(*(_entry(group) for group in grouped(findings)))
+
+
+def _entry(group: Sequence[Finding]) -> RenderableType:
+    first = group[0]
+    head = Text.assemble(
+        (f"{first.code} {first.severity.word}", STYLES[first.severity]),
+        plain(f"  {place(group)}: {first.title}"),
+    )
+    lines = {"measured": measured(group)}
+    if first.consequence_of:
+        head.append(f" (a consequence of {first.consequence_of})", "dim")
+    elif first.severity > Severity.NOTE:
+        lines |= {"expected": first.expected, "remedy": first.remedy}
+    body = table(rows=((Text(name, "dim"), text) for name, text in lines.items()))
+    return Group(head, Padding(body, (0, 0, 0, 2)))
+
+
+def _claims(claims: Sequence[ClaimCheck]) -> RenderableType:
+    off = [claim for claim in claims if claim.verdict == OFF]
+    named = (
+        (f"{word}: {', '.join(c.name for c in claims if c.verdict == verdict)}")
+        for word, verdict in (("agree", AGREES), ("not measured here", NOT_MEASURED))
+    )
+    rest = (Text(plain(line), "dim") for line in named)
+    return Group(table(("stated", "found"), map(_claim, off)), *rest)
+
+
+def _claim(claim: ClaimCheck) -> tuple[Text, str]:
+    stated = Text.assemble((plain(claim.name), "bold"), f": {plain(claim.stated)}")
+    return stated, "; ".join(filter(None, (claim.found, claim.detail)))
+
+
+def _unknown(report: Report) -> Iterator[RenderableType]:
+    by_command: dict[str, list[str]] = {}
+    for outcome in report.outcomes:
+        if outcome.grade is Grade.UNKNOWN:
+            by_command.setdefault(command(outcome, report), []).append(outcome.criterion.title)
+    if by_command:
+        yield Text("\nUnknown, and what measures it", "bold")
+    for how, titles in by_command.items():
+        yield Padding(Text(", ".join(titles)), (0, 0, 0, 2))
+        yield Command(f"    {plain(how)}")
+
+
+def _next(report: Report) -> Iterator[RenderableType]:
+    ticked = sum(item.grade is Grade.PASS for item in report.checklist)
+    yield Text(f"\nChecklist: {ticked} of {len(report.checklist)} ticked, see", "dim")
+    path = shlex.quote(str(report.run.path))
+    yield Command(f"    safe-probe checklist {plain(path)}")
+    step = report.verdict.next_step
+    yield Text.assemble("\n", ("Next: ", "bold"), plain(step.why))
+    yield (
+        Text("\n".join(f"  {plain(change)}" for change in step.changes))
+        if step.changes
+        else Text("")
+    )
+    yield Command(plain(step.command), "bold")
+
+
+def command(outcome: Outcome, report: Report) -> str:
+    """What measures an unknown criterion in this run."""
+    path = shlex.quote(str(report.run.path))
+    return re.sub(r"\bRUN\b", lambda _: path, outcome.criterion.to_measure)

@@ -1,0 +1,134 @@
+"""What the reading commands do: report, watch, compare, criteria, checklist. None loads torch."""
+
+import argparse
+import io
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from configs.errors import ConfigError
+from reports.report import Report
+from reports.run import read_run
+from reports.verdict import Decision
+
+REFRESH_SECONDS = 2.0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Judge a run and show it; 1 when the verdict is BLOCKED."""
+    baseline = None if arguments.baseline is None else read_run(arguments.baseline)
+    judged = Report.of(arguments.path, baseline)
+    if arguments.junit is not None:
+        from reports.junit import junit
+
+        _write(arguments.junit, junit(judged))
+    if arguments.html or arguments.open:
+        _page(judged, arguments.open)
+    if arguments.json:
+        _print_json(judged.to_json())
+    elif arguments.markdown:
+        from reports.markdown import markdown
+
+        _console().out(markdown(judged), end="", highlight=False)
+    elif arguments.quiet:
+        from reports.console import quiet_line
+
+        _console().out(quiet_line(judged), highlight=False)
+    else:
+        from reports.console import print_report
+
+        print_report(judged, _console())
+    return 1 if judged.verdict.decision is Decision.BLOCKED else 0
+
+
+def watch(arguments: argparse.Namespace) -> int:
+    """Show a training as it goes on, until it ends or Ctrl-C; one page when not on a terminal."""
+    from rich.live import Live
+
+    from reports.watch import Watched
+    from reports.watch_view import frame
+
+    watched, console = Watched(arguments.path), _console()
+    if arguments.once or not console.is_terminal:
+        console.print(frame(watched, height=10_000))
+        return 0
+    try:
+        with Live(console=console, auto_refresh=False, transient=False) as live:
+            while True:
+                live.update(frame(watched, console.height - 1), refresh=True)
+                if watched.life().over:
+                    return 0
+                time.sleep(REFRESH_SECONDS)
+                watched.poll()
+    except KeyboardInterrupt:
+        return 0
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Hold runs against the first of them."""
+    from reports.compare import Comparison
+
+    comparison = Comparison.of([Report.of(path) for path in arguments.paths])
+    if arguments.html is not None:
+        from reports.html import comparison_page
+
+        _write(arguments.html, comparison_page(comparison))
+    if arguments.json:
+        _print_json(comparison.to_json())
+    else:
+        from reports.compare_view import comparison_view
+
+        _console().print(comparison_view(comparison))
+    return 0
+
+
+def criteria(_: argparse.Namespace) -> int:
+    """Print the table of rules."""
+    from reports.rules_view import criteria_view
+
+    _console().print(criteria_view())
+    return 0
+
+
+def checklist(arguments: argparse.Namespace) -> int:
+    """Print the plan's checklist, ticked from what is found in a run."""
+    from reports.checklist import checklist as plan
+    from reports.rules_view import checklist_view
+
+    items = plan() if arguments.path is None else Report.of(arguments.path).checklist
+    _console().print(checklist_view(items))
+    return 0
+
+
+def _page(judged: Report, show: bool) -> None:
+    import webbrowser
+
+    from reports import html
+
+    file = html.write(judged)
+    print(f"wrote {file}", file=sys.stderr)
+    if show and not webbrowser.open(file.resolve().as_uri()):
+        print("no browser found here; open the file yourself", file=sys.stderr)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+    print(f"wrote {path}", file=sys.stderr)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False))
+
+
+def _console() -> Console:
+    """For results; what the output's encoding cannot hold becomes a question mark."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return Console(highlight=False, markup=False, emoji=False)
