@@ -13,7 +13,7 @@ from reports.console import GRADES
 from reports.grade import Grade
 from reports.paired import Difference
 from reports.plain import plain, sparkline
-from reports.tables import Cell, table
+from reports.tables import Cell, Fitting, table
 
 
 def comparison_view(comparison: Comparison) -> RenderableType:
@@ -85,11 +85,14 @@ def _value(value: object) -> str:
 
 
 def _criteria(letters: Sequence[str], comparison: Comparison) -> RenderableType:
-    rows: list[list[Cell]] = [
-        [title, *(_graded(grade, shown) for grade, shown in row)]
-        for title, row in comparison.criteria.items()
-    ]
-    return table(("criterion", *letters), rows)
+    unknown, rows = [], list[list[Cell]]()
+    for title, row in comparison.criteria.items():
+        if {grade for grade, _ in row} == {Grade.UNKNOWN.value}:
+            unknown.append(title)
+        else:
+            rows.append([title, *(_graded(grade, shown) for grade, shown in row)])
+    told = Text(plain(f"unknown in all: {'; '.join(unknown)}" if unknown else ""), "dim")
+    return Group(Fitting(("criterion", *letters), rows), told)
 
 
 def _graded(grade: str, shown: str) -> Text:

@@ -17,7 +17,7 @@ from reports.criterion import Outcome
 from reports.grade import Grade
 from reports.plain import plain
 from reports.report import Report
-from reports.tables import mark, table
+from reports.tables import Fitting, mark, table
 from reports.verdict import Decision
 
 HEALTH = {
@@ -61,7 +61,9 @@ def page(report: Report) -> Iterator[RenderableType]:
     """Verdict, signal path, criteria, findings, claims, what is not known yet, next command."""
     yield _verdict(report)
     yield from _section("Signal path", _chain(report.chain))
-    yield from _section("Criteria", _criteria(report.outcomes))
+    for title, decides in (("Criteria that decide", True), ("Criteria that explain", False)):
+        rows = [o for o in report.outcomes if o.criterion.decides is decides]
+        yield from _section(title, _criteria(rows))
     yield from _section("Findings", _findings(report.findings))
     yield from _section("Claims of the plan that are off", _claims(report.claims))
     if report.run.damaged:
@@ -104,17 +106,11 @@ def _about(link: ChainLink) -> Text:
 
 
 def _criteria(outcomes: Sequence[Outcome]) -> RenderableType:
-    rows = (
-        (
-            mark(*GRADES[o.grade]),
-            Text.assemble(o.criterion.title, (" *" if o.criterion.decides else "", "bold")),
-            o.shown,
-            str(o.criterion.condition),
-        )
+    rows = [
+        (mark(*GRADES[o.grade]), o.criterion.title, o.shown, str(o.criterion.condition))
         for o in outcomes
-    )
-    heads = ("grade", "criterion", "measured", "expected")
-    return Group(table(heads, rows), Text("* decides the verdict", "dim"))
+    ]
+    return Fitting(("grade", "criterion", "measured", "expected"), rows, title=2)
 
 
 def _findings(findings: Sequence[Finding]) -> RenderableType:
@@ -141,11 +137,11 @@ def _entry(group: Sequence[Finding]) -> RenderableType:
 def _claims(claims: Sequence[ClaimCheck]) -> RenderableType:
     off = [claim for claim in claims if claim.verdict == OFF]
     named = (
-        (f"{word}: {', '.join(c.name for c in claims if c.verdict == verdict)}")
+        (f"{word}: {'; '.join(c.name for c in claims if c.verdict == verdict)}")
         for word, verdict in (("agree", AGREES), ("not measured here", NOT_MEASURED))
     )
     rest = (Text(plain(line), "dim") for line in named)
-    return Group(table(("stated", "found"), map(_claim, off)), *rest)
+    return Group(Fitting(("stated", "found"), list(map(_claim, off))), *rest)
 
 
 def _claim(claim: ClaimCheck) -> tuple[Text, str]:
@@ -154,15 +150,20 @@ def _claim(claim: ClaimCheck) -> tuple[Text, str]:
 
 
 def _unknown(report: Report) -> Iterator[RenderableType]:
-    by_command: dict[str, list[str]] = {}
+    by_command: dict[str, list[Outcome]] = {}
     for outcome in report.outcomes:
         if outcome.grade is Grade.UNKNOWN:
-            by_command.setdefault(command(outcome, report), []).append(outcome.criterion.title)
+            by_command.setdefault(command(outcome, report), []).append(outcome)
     if by_command:
         yield Text("\nUnknown, and what measures it", "bold")
-    for how, titles in by_command.items():
-        yield Padding(Text(", ".join(titles)), (0, 0, 0, 2))
+    for how, outcomes in by_command.items():
+        yield Padding(Group(*map(_why_unknown, outcomes)), (0, 0, 0, 2))
         yield Command(f"    {plain(how)}")
+
+
+def _why_unknown(outcome: Outcome) -> Text:
+    why = "" if outcome.evidence == outcome.shown else f": {outcome.evidence}"
+    return Text(plain(f"{outcome.criterion.title}{why}"))
 
 
 def _next(report: Report) -> Iterator[RenderableType]:
@@ -172,11 +173,8 @@ def _next(report: Report) -> Iterator[RenderableType]:
     yield Command(f"    safe-probe checklist {plain(path)}")
     step = report.verdict.next_step
     yield Text.assemble("\n", ("Next: ", "bold"), plain(step.why))
-    yield (
-        Text("\n".join(f"  {plain(change)}" for change in step.changes))
-        if step.changes
-        else Text("")
-    )
+    if step.changes:
+        yield Text("\n".join(f"  {plain(change)}" for change in step.changes))
     yield Command(plain(step.command), "bold")
 
 
