@@ -128,7 +128,9 @@ def read_run(path: Path | str) -> Run:
         probed=tuple(r for r in reader.records() if whole or r.step <= (step or 0)),
         evaluation=reader.mapping(f"{scored}evaluation.json"),
         captions={r["clip"]: r for r in reader.lines(f"{scored}captions/final.jsonl", "clip")},
-        references={r["clip"]: r for r in reader.lines("captions/references.jsonl", "clip")},
+        references={
+            r["clip"]: r for r in reader.lines(f"{scored}captions/references.jsonl", "clip")
+        },
         environment=reader.mapping("environment.json"),
         resources=reader.mapping("resources.json"),
         problems=tuple(reader.json("problems.json", list) or ()),

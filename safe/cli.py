@@ -84,15 +84,16 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _watchers(arguments: argparse.Namespace) -> "list[Callback]":
     """What watches the training, as the command line asks."""
-    if arguments.probe_every is None:
-        return []
-    if arguments.shard:
+    every = arguments.probe_every
+    if arguments.shard and every:
         raise ConfigError(
             "--probe-every needs the whole backbone in each process; leave out it or --shard"
         )
+    if arguments.shard or every == 0:
+        return []
     from safe_probe.watch import ProbeWatch
 
-    return [ProbeWatch(arguments.probe_every)]
+    return [ProbeWatch(every)]
 
 
 def _finish(
@@ -304,7 +305,10 @@ def _train_parser(parser: argparse.ArgumentParser) -> None:
     add("--config", type=Path, metavar="FILE", help="YAML file with values to override")
     add("--shard", action="store_true", help="split the frozen backbone over processes (FSDP)")
     add("--track", choices=("tensorboard", "wandb"), help="mirror the metrics there")
-    add("--probe-every", type=int, metavar="N", help="probe the run every N steps: probes.jsonl")
+    add(
+        "--probe-every", type=int, metavar="N",
+        help="magnitudes and gates every N steps (default: every epoch; 0: no probes at all)",
+    )  # fmt: skip
     _set_option(parser)
     parser.set_defaults(run=_train)
 

@@ -1,4 +1,7 @@
-"""Probes while a run trains: a callback that writes ``runs/NAME/probes.jsonl``."""
+"""Probes while a run trains: a callback that writes ``runs/NAME/probes.jsonl``.
+
+All probes look before the first step and after the last one, cheap ones in between.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,27 +11,32 @@ import torch
 from typing_extensions import override
 
 from configs.errors import ConfigError
-from probes import get_probe
+from probes import PROBES, get_probe
 from probes.diagnosis import diagnose
-from probes.record import RecordLog, append_records
+from probes.record import Record, RecordLog, append_records
 from safe.training.batches import CaptionDataset, epoch_windows
 from safe.training.callbacks import Callback, Step
+from safe.training.experiment import Experiment
 from safe.training.stage_a import StageA
 
 FILE_NAME = "probes.jsonl"
 CHEAP = ("magnitude", "gates")
+HELD_OUT = ("influence",)
+"""Probes that ask what the model has learned to hear, and not what it has learned by heart: they
+look at the validation split."""
 
 
 class ProbeWatch(Callback):
-    """Runs probes before the first step, after step 1 and after every ``every`` steps.
+    """Runs all probes at both ends of a training, and cheap ones after step 1 and every N steps.
 
     The training is the same to the bit with and without it. An interrupted and resumed run has
     the file of an uninterrupted one. A probe that cannot measure leaves a ``not_measured`` row,
     as in :func:`safe_probe.diagnose`, and the training goes on.
 
     Args:
-        every: optimizer steps between two measurements.
-        probes: names of the probes to run.
+        every: optimizer steps between two measurements; None for one epoch.
+        probes: names of the cheap probes.
+        ends: names of the probes before the first and after the last step.
         batches: how many micro-batches to measure on: always the first of the first epoch.
         batch_size: clips in each of them.
 
@@ -38,20 +46,27 @@ class ProbeWatch(Callback):
     """
 
     def __init__(
-        self, every: int, probes: Sequence[str] = CHEAP, batches: int = 1, batch_size: int = 8
+        self,
+        every: int | None = None,
+        probes: Sequence[str] = CHEAP,
+        ends: Sequence[str] = PROBES,
+        batches: int = 2,
+        batch_size: int = 8,
     ) -> None:
-        if every < 1:
+        if every is not None and every < 1:
             raise ConfigError(f"probes every {every} steps: must be at least 1, such as 50")
-        for name in probes:
+        for name in (*probes, *ends):
             get_probe(name)
-        self.every, self.probes = every, tuple(probes)
+        self.every, self.probes, self.ends = every, tuple(probes), tuple(ends)
         self.batches, self.batch_size = batches, batch_size
         self._file: Path | None = None
-        self._measured_on: list[Any] = []
+        self._experiment: Experiment | None = None
+        self._trained_on: list[Any] = []
+        self._held_out: list[Any] = []
 
     @override
-    def on_run_begin(self, folder: Path) -> None:
-        self._file = folder / FILE_NAME
+    def on_run_begin(self, folder: Path, experiment: Experiment) -> None:
+        self._file, self._experiment = folder / FILE_NAME, experiment
 
     @override
     def on_train_begin(self, trainer: StageA) -> None:
@@ -60,33 +75,55 @@ class ProbeWatch(Callback):
                 "a sharded backbone cannot be probed while it trains, because the main process "
                 "would run forward passes alone; leave out --shard or --probe-every"
             )
-        assert self._file is not None, "on_run_begin comes first"
-        self._measured_on = batches_of(
-            trainer.dataset, trainer.config.seed, self.batches, self.batch_size
-        )
+        assert self._file is not None and self._experiment is not None, "on_run_begin comes first"
+        seed = trainer.config.seed
+        self._trained_on = batches_of(trainer.dataset, seed, self.batches, self.batch_size)
+        self._held_out = batches_of(self._experiment.held_out, seed, self.batches, self.batch_size)
         step = trainer.position.step
         _cut_back(self._file, step if step else -1)
         if step == 0:
-            self._measure(trainer)
+            self._measure(trainer, self.ends)
 
     @override
     def on_step_end(self, trainer: StageA, step: Step) -> None:
-        if step.step == 1 or step.step % self.every == 0:
-            self._measure(trainer)
+        every = self.every or trainer.steps_per_epoch
+        due = step.step == 1 or step.step % every == 0
+        if due and step.step < trainer.total_steps:
+            self._measure(trainer, self.probes)
 
-    def _measure(self, trainer: StageA) -> None:
+    @override
+    def on_train_end(self, trainer: StageA) -> None:
         assert self._file is not None
+        _cut_back(self._file, trainer.position.step - 1)  # of a process that was stopped here
+        self._measure(trainer, self.ends)
+
+    def _measure(self, trainer: StageA, probes: Sequence[str]) -> None:
+        assert self._file is not None
+        trained = [name for name in probes if name not in HELD_OUT]
+        log = [
+            *self._records(trainer, trained, self._trained_on),
+            *self._records(trainer, [n for n in probes if n in HELD_OUT], self._held_out),
+        ]
+        append_records(self._file, log)
+
+    def _records(
+        self, trainer: StageA, probes: Sequence[str], batches: Sequence[Any]
+    ) -> Sequence[Record]:
+        if not probes:
+            return []
+        assert self._experiment is not None
         with trainer.accelerator.autocast():  # as the training sees the model
             diagnosis = diagnose(
                 trainer.model,
-                self._measured_on,
+                batches,
                 optimizer=trainer.optimizer,
-                probes=self.probes,
+                probes=probes,
                 step=trainer.position.step,
                 start=_gates_at_start(trainer),
+                silence=torch.from_numpy(self._experiment.sounds.silence),
                 clip_norm=trainer.config.clip_norm,
             )
-        append_records(self._file, diagnosis.log)
+        return diagnosis.log.records
 
 
 def batches_of(dataset: CaptionDataset, seed: int, count: int, size: int) -> list[Any]:

@@ -131,7 +131,7 @@ def test_flags_reach_the_run_as_configuration_and_launch(
     )  # fmt: skip
     assert code == 0
     config, explicit, launch, watchers = seen[0]
-    assert watchers == []
+    assert [type(watcher).__name__ for watcher in watchers] == ["ProbeWatch"]
     assert (config.model.backbone, config.optim.epochs, config.optim.seed) == ("embedded", 3, 7)
     assert config.optim.effective_batch == 24 and config.optim.weight_decay == 0.5
     assert config.model.projector.scale == 2.5

@@ -1,6 +1,7 @@
 """A split ready for training and scoring: its usable clips and what the encoder heard."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +22,8 @@ class Split:
     """[n, D] float32 audio embeddings."""
     seconds: np.ndarray
     """[n] clip lengths in seconds."""
+    paths: tuple[Path | None, ...]
+    """Each clip's sound."""
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -39,4 +42,5 @@ class Split:
             self.audio_keys[:count],
             self.embeddings[:count],
             self.seconds[:count],
+            self.paths[:count],
         )

@@ -66,7 +66,7 @@ def evaluate_saved(
     name = adapter.name if adapter.name == ADAPTER_NAME else adapter.parent.name
     heard = scored if data is None else f"{Path(data).resolve().name}-{scored}"
     folder = output or run / "evaluations" / f"{name}-{heard}"
-    write_evaluation(folder, evaluation)
+    write_evaluation(folder, evaluation, evaluator.split)
     return evaluation, folder.resolve()
 
 

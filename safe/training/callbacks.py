@@ -11,6 +11,7 @@ _NAMED = 8
 """Clips of a skipped step that a message names; its row in metrics.jsonl has all of them."""
 
 if TYPE_CHECKING:
+    from safe.training.experiment import Experiment
     from safe.training.stage_a import StageA
 
 
@@ -82,7 +83,7 @@ class Callback:
     They must leave model, optimizer and random state as found.
     """
 
-    def on_run_begin(self, folder: Path) -> None:
+    def on_run_begin(self, folder: Path, experiment: "Experiment") -> None:
         """The run's folder is there and ours; once per process, before :meth:`on_train_begin`."""
 
     def on_train_begin(self, trainer: "StageA") -> None:

@@ -82,6 +82,11 @@ class Experiment:
         """The split scored at the end."""
         return self.sounds.splits[self.config.data.test_split]
 
+    @property
+    def held_out(self) -> CaptionDataset:
+        """Tokenised captions of the validation split, for measuring what was not trained on."""
+        return _dataset(self.validation, self.tokens, self.config)
+
 
 def prepare(
     config: RunConfig,
@@ -126,21 +131,24 @@ def prepare(
         count = shard_backbone(model, accelerator)
         console.print(f"  {count} layers split over {accelerator.num_processes} processes")
     tokens = CaptionTokens(backbone.tokenizer, model.prompt)
-    train = sounds.splits[config.data.train_split]
-    dataset = CaptionDataset(
-        train.clip_ids,
-        train.captions,
-        train.embeddings,
-        train.seconds,
-        tokens,
-        config.data.max_caption_tokens,
-    )
+    dataset = _dataset(sounds.splits[config.data.train_split], tokens, config)
     if dataset.truncated:
         console.print(
             f"  {dataset.truncated} of {len(dataset)} training captions are cut to "
             f"data.max_caption_tokens = {config.data.max_caption_tokens} tokens"
         )
     return Experiment(config, model, tokens, sounds, dataset, shard)
+
+
+def _dataset(split: Split, tokens: CaptionTokens, config: RunConfig) -> CaptionDataset:
+    return CaptionDataset(
+        split.clip_ids,
+        split.captions,
+        split.embeddings,
+        split.seconds,
+        tokens,
+        config.data.max_caption_tokens,
+    )
 
 
 def load(config: RunConfig, console: Console) -> Backbone:
@@ -253,6 +261,7 @@ def _split(name: str, clips: list[Clip], cache: EmbeddingCache) -> Split:
         audio_keys=tuple(cache.key(clip) for clip in clips),
         embeddings=cache.lookup(clips),
         seconds=cache.seconds(clips),
+        paths=tuple(clip.path for clip in clips),
     )
 
 

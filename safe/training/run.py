@@ -25,6 +25,7 @@ from safe.training.display import TrainingDisplay
 from safe.training.experiment import Experiment, prepare
 from safe.training.interrupt import Interrupt, Interrupted
 from safe.training.launch import Launch, engine
+from safe.training.resources import Resources
 from safe.training.retention import build_retention
 from safe.training.rng import capture_rng
 from safe.training.run_directory import ADAPTER_NAME, RunDirectory, check_new_run, read_config
@@ -131,9 +132,9 @@ def _run(
     with ExitStack() as stack:
         stack.callback(display.close)
         if directory is not None:
-            callbacks.insert(0, RunFiles(directory, accelerator, launch.track))
+            callbacks[:0] = [RunFiles(directory, accelerator, launch.track), Resources()]
             for callback in callbacks:
-                callback.on_run_begin(directory.path)
+                callback.on_run_begin(directory.path, experiment)
             problems = [p.to_dict() for p in experiment.sounds.problems]
             write_json(directory.path / "problems.json", problems)
         if launch.track:
@@ -226,7 +227,7 @@ class _Training:
             raise Interrupted(self._how_to_go_on()) from None
         if self.directory is None:
             return None
-        write_evaluation(self.directory.path, evaluation)
+        write_evaluation(self.directory.path, evaluation, final.split)
         self.directory.log(f"{evaluation.verdict.outcome}: {evaluation.verdict.reason}")
         return evaluation
 

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from configs.overrides import flatten
 from configs.schema import RunConfig
+from safe.data.splits import Split
 from safe.evaluation.evaluate import Evaluation
 from safe.evaluation.metrics import Scores
 from safe.training.callbacks import Callback, Step
@@ -84,10 +85,11 @@ def tracked_values(config: RunConfig) -> dict[str, bool | int | float | str]:
     }
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """evaluation.json and captions/final.jsonl in ``folder``."""
+def write_evaluation(folder: Path, evaluation: Evaluation, split: Split) -> None:
+    """evaluation.json, captions/final.jsonl and captions/references.jsonl in ``folder``."""
     (folder / "captions").mkdir(parents=True, exist_ok=True)
     write_captions(folder / "captions" / "final.jsonl", evaluation.captions)
+    write_references(folder / "captions" / "references.jsonl", split)
     write_json(folder / "evaluation.json", evaluation.to_dict())
 
 
@@ -98,6 +100,16 @@ def write_captions(path: Path, captions: dict[str, dict[str, str]]) -> None:
         {"clip": clip, **{name: texts[clip] for name, texts in captions.items()}} for clip in clips
     ]
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_references(path: Path, split: Split) -> None:
+    """One JSON line per clip: its id, what people wrote, and where its sound lies."""
+    rows = zip(split.clip_ids, split.captions, split.paths, strict=True)
+    lines = [
+        {"clip": clip, "captions": captions, "audio": None if sound is None else str(sound)}
+        for clip, captions, sound in rows
+    ]
+    write_atomically(path, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -37,6 +37,7 @@ def split(name: str, count: int = 6, seed: int = 0, width: int = 12) -> Split:
         tuple((f"a {s} {name} {i}", f"the {s} loudly {i}") for i, s in enumerate(sounds)),
         tuple(f"{name}-hash{i}" for i in range(count)),
         (3 * rng.normal(size=(count, width))).astype(np.float32), np.full(count, 4.0),
+        (None,) * count,
     )  # fmt: skip
 
 

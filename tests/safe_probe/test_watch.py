@@ -25,6 +25,14 @@ from safe.training.run import Interrupted, resume, start
 from safe.training.stage_a import StageA
 from safe_probe.watch import ProbeWatch
 
+ENDS = ("magnitude", "gates", "influence", "data")
+"""A quick choice; all probes are in one test of their own."""
+
+
+def watch() -> ProbeWatch:
+    return ProbeWatch(2, ends=ENDS)
+
+
 pytestmark = pytest.mark.usefixtures("in_small_world")
 
 
@@ -55,7 +63,7 @@ def watched(
     tiny_run: Any, in_small_world: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:  # fmt: skip
     """The folder of the tiny run, watched every second step."""
-    return train(tiny_run.config, tmp_path_factory.mktemp("watched"), [ProbeWatch(2)])
+    return train(tiny_run.config, tmp_path_factory.mktemp("watched"), [watch()])
 
 
 def test_watched_run_is_the_same_to_the_byte(watched: Path, tiny_run: Any) -> None:
@@ -86,9 +94,12 @@ def test_every_probe_leaves_a_training_with_retention_and_warmup_as_it_is(
 def test_rows_of_the_chosen_steps_agree_with_the_metrics(watched: Path) -> None:
     log = RecordLog.read(watched / "probes.jsonl")
     assert sorted({r.step for r in log}) == [0, 1, 2, 4, 6]
-    assert {r.probe for r in log} == {"magnitude", "gates"}
+    for step in (0, 6):  # all of them at both ends
+        assert {r.probe for r in log.select(step=step)} == set(ENDS)
+    assert {r.probe for r in log if 0 < r.step < 6} == {"magnitude", "gates"}
     rows = [json.loads(line) for line in (watched / "metrics.jsonl").read_text().splitlines()]
     steps = {row["step"]: row for row in rows if row["kind"] == "step"}
+    log = log.select(probe="gates")
     layers = {r.layer for r in log.select(statistic="raw")}
     assert layers and all(f"gate/{layer}" in steps[1] for layer in layers)
     for step in (1, 2, 4, 6):
@@ -100,13 +111,15 @@ def test_rows_of_the_chosen_steps_agree_with_the_metrics(watched: Path) -> None:
             assert first is not None and moved == abs(raw - first)
 
 
-@pytest.mark.parametrize(("step", "polite"), [(1, True), (4, True), (4, False), (5, False)])
+@pytest.mark.parametrize(
+    ("step", "polite"), [(1, True), (4, True), (4, False), (6, False), (6, True)]
+)
 def test_resumed_run_has_the_file_of_an_uninterrupted_one(
     step: int, polite: bool, watched: Path, tiny_run: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted if polite else RuntimeError):
-        train(tiny_run.config, tmp_path, [ProbeWatch(2), StopAt(step, polite)])
-    resume(tmp_path / "run", launch(tmp_path), [ProbeWatch(2)])
+        train(tiny_run.config, tmp_path, [watch(), StopAt(step, polite)])
+    resume(tmp_path / "run", launch(tmp_path), [watch()])
     ours = (tmp_path / "run" / "probes.jsonl").read_bytes()
     assert ours == (watched / "probes.jsonl").read_bytes()
     assert not list((tmp_path / "run").glob(".tmp-*"))
@@ -119,7 +132,7 @@ def test_foreign_file_in_the_way_is_an_error_that_names_it(
         train(tiny_run.config, tmp_path, [StopAt(2, polite=True)])
     (tmp_path / "run" / "probes.jsonl").write_text("mine\n")
     with pytest.raises(RecordError, match=r"probes\.jsonl, line 1"):
-        resume(tmp_path / "run", launch(tmp_path), [ProbeWatch(2)])
+        resume(tmp_path / "run", launch(tmp_path), [watch()])
 
 
 def test_probe_that_fails_leaves_a_row_and_the_training_goes_on(
@@ -127,8 +140,8 @@ def test_probe_that_fails_leaves_a_row_and_the_training_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("probes.magnitude.measure", lambda _context: 1 / 0)
-    config = make_tiny_config(tiny_data, optim__max_steps=1)
-    folder = train(config, tmp_path, [ProbeWatch(1)])
+    config = make_tiny_config(tiny_data, optim__max_steps=2)
+    folder = train(config, tmp_path, [ProbeWatch(1, ends=ENDS)])
     log = RecordLog.read(folder / "probes.jsonl")
     assert log.value(component="magnitude", statistic="not_measured", step=1) == 2
     assert log.value(statistic="raw", step=1) is not None
@@ -156,4 +169,38 @@ def test_command_line_writes_the_file(tiny_data: Path, tmp_path: Path) -> None:
     data = ["--data", str(tiny_data), "--effective-batch", "8", "--device", "cpu"]
     where = ["--output", str(tmp_path), "--name", "run", "--probe-every", "50"]
     assert main(["demo", *small, *data, *where]) in (0, 1)
-    assert {r.step for r in RecordLog.read(tmp_path / "run" / "probes.jsonl")} == {0, 1}
+    assert {r.step for r in RecordLog.read(tmp_path / "run" / "probes.jsonl")} == {0, 1, 2}
+
+
+def test_zero_probes_nothing(tiny_data: Path, tmp_path: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    small = ["--set", "optim.max_steps=1", "--set", "evaluation.max_new_tokens=4"]
+    data = ["--data", str(tiny_data), "--effective-batch", "8", "--device", "cpu"]
+    where = ["--output", str(tmp_path), "--name", "run", "--probe-every", "0"]
+    assert main(["demo", *small, *data, *where]) in (0, 1)
+    assert not (tmp_path / "run" / "probes.jsonl").exists()
+
+
+def test_default_looks_once_an_epoch(watched: Path, tiny_run: Any, tmp_path: Path) -> None:
+    folder = train(tiny_run.config, tmp_path, [ProbeWatch(ends=ENDS)])
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    epochs = {row["step"] for row in rows if row["kind"] == "evaluation"}
+    assert {r.step for r in RecordLog.read(folder / "probes.jsonl")} == {0, 1, *epochs}
+
+
+def test_influence_is_measured_on_clips_that_were_not_trained_on(
+    watched: Path, tiny_run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import safe_probe.watch as module
+
+    seen: dict[str, Any] = {}
+    real = module.diagnose
+
+    def spy(model: Any, batches: Any, **options: Any) -> Any:
+        seen[options["probes"][0]] = batches
+        return real(model, batches, **options)
+
+    monkeypatch.setattr(module, "diagnose", spy)
+    train(tiny_run.config, tmp_path, [ProbeWatch(ends=("gates", "influence"), probes=("gates",))])
+    held_out, trained = seen["influence"][0].audio, seen["gates"][0].audio
+    assert not any((row == other).all() for row in held_out for other in trained)
