@@ -75,7 +75,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def escape(text: str) -> str:
     """``text`` on one line and as it reads: nothing in it is Markdown, HTML or a mention."""
     # GitHub looks for mentions after Markdown is done, where no backslash is left
-    return _SPECIAL.sub(r"\\\1", plain(text)).replace("@", f"@{_ZERO_WIDTH_SPACE}")
+    return re.sub(r"@(?=\w)", f"@{_ZERO_WIDTH_SPACE}", _SPECIAL.sub(r"\\\1", plain(text)))
 
 
 def fenced(code: str) -> str:

@@ -14,6 +14,7 @@ from reports.claims import ClaimCheck, audit
 from reports.criteria import CRITERIA
 from reports.criterion import Outcome
 from reports.run import Run, read_run
+from reports.schema import json_safe
 from reports.verdict import Verdict, decide
 
 SCHEMA = "safe-probe.report"
@@ -77,8 +78,8 @@ class Report:
                 "epochs": run.epochs_done,
                 "finished": run.finished,
                 "damaged": dict(run.damaged),
-                "environment": dict(run.environment),
-                "resources": dict(run.resources),
+                "environment": json_safe(run.environment),
+                "resources": json_safe(run.resources),
             },
             "verdict": self.verdict.to_json(),
             "criteria": [outcome.to_json() for outcome in self.outcomes],
@@ -87,3 +88,9 @@ class Report:
             "claims": [claim.to_json() for claim in self.claims],
             "checklist": [item.to_json() for item in self.checklist],
         }
+
+    def _repr_html_(self) -> str:
+        """The page, as a notebook shows it."""
+        from reports.html import notebook
+
+        return notebook(self)

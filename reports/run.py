@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs.errors import SafeError
 from configs.schema import RunConfig
@@ -20,6 +20,9 @@ from probes.findings.facts import Facts
 from probes.record import Record, RecordLog
 from probes.scores import score_records
 from reports.errors import ReportError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Row = dict[str, Any]
 CHECK = "check"
@@ -87,6 +90,18 @@ class Run:
         if most is not None and self.last_step >= most:
             return True
         return self.epochs_done >= self.config.optim.epochs - 1e-6
+
+    def frame(self) -> "pd.DataFrame":
+        """One row per optimizer step, with ``cider*`` where an evaluation followed it."""
+        import pandas as pd
+
+        steps = pd.DataFrame(self.steps, columns=["step"] if not self.steps else None)
+        scores = [
+            {k: v for k, v in row.items() if k == "step" or k.startswith("cider")}
+            for row in self.evaluations
+        ]
+        columns = None if scores else ["step"]
+        return steps.merge(pd.DataFrame(scores, columns=columns), on="step", how="left")
 
     @cached_property
     def log(self) -> RecordLog:

@@ -5,6 +5,11 @@
     diagnosis = safe_probe.diagnose(model, batches, optimizer=optimizer)
     diagnosis.verdict, diagnosis.findings, diagnosis.records
 
+and read what a training left behind:
+
+    run = safe_probe.read_run("runs/latest")
+    run.frame(), run.log.frame(), safe_probe.Report.of(run).verdict
+
 Names are loaded when they are first used, so that the command line answers without torch.
 """
 
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
     from probes.findings.settings import Settings
     from probes.record import Record, RecordLog
     from probes.signal_path import GatePath, SignalPath
+    from reports.report import Report
+    from reports.run import read_run
 
 __version__ = version("safe-probe")
 __all__ = [
@@ -28,11 +35,13 @@ __all__ = [
     "GatePath",
     "Record",
     "RecordLog",
+    "Report",
     "Settings",
     "Severity",
     "SignalPath",
     "assert_signal",
     "diagnose",
+    "read_run",
 ]
 _HOMES = {
     "Context": "probes.context",
@@ -41,11 +50,13 @@ _HOMES = {
     "GatePath": "probes.signal_path",
     "Record": "probes.record",
     "RecordLog": "probes.record",
+    "Report": "reports.report",
     "Settings": "probes.findings.settings",
     "Severity": "probes.findings.finding",
     "SignalPath": "probes.signal_path",
     "assert_signal": "probes.diagnosis",
     "diagnose": "probes.diagnosis",
+    "read_run": "reports.run",
 }
 
 

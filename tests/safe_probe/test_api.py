@@ -10,8 +10,8 @@ import safe_probe
 
 def test_names() -> None:
     assert safe_probe.__all__ == [
-        "Context", "Diagnosis", "Finding", "GatePath", "Record", "RecordLog", "Settings",
-        "Severity", "SignalPath", "assert_signal", "diagnose",
+        "Context", "Diagnosis", "Finding", "GatePath", "Record", "RecordLog", "Report",
+        "Settings", "Severity", "SignalPath", "assert_signal", "diagnose", "read_run",
     ]  # fmt: skip
     for name in safe_probe.__all__:
         assert getattr(safe_probe, name).__name__ == name
