@@ -45,24 +45,38 @@ def _show(outcome: Outcome) -> Outcome:
     else:
         good = not outcome.errors
         word = "quiet" if not outcome.found else "warning" if good else "ALARM"
-    cried = "".join("x" if outcome.others[name] else "." for name in NAMES)
+    cried = "".join({True: "x", False: ".", None: " "}[outcome.others[name]] for name in NAMES)
     what = " or ".join(outcome.expected) or "nothing"
     print(f"{word:<8}{outcome.name:<40} {what:<36} {outcome.root or '-':<20} "
           f"{cried} {outcome.seconds:5.1f} s", flush=True)  # fmt: skip
     if not good:
-        print(f"        found: {', '.join(outcome.found) or 'nothing'}")
+        print(f"        found: {', '.join(map(_place, outcome.found.items())) or 'nothing'}")
     return outcome
+
+
+def _place(found: tuple[str, tuple[int, ...]]) -> str:
+    label, layers = found
+    return f"{label} @ {', '.join(map(str, layers))}" if layers else label
 
 
 def _summary(faults: list[Outcome], fine: list[Outcome]) -> None:
     t = totals(faults, fine)
     print(f"\nfaults found: {t['found']} of {t['faults']}; named as the root cause: "
-          f"{t['named_as_root']}")  # fmt: skip
+          f"{t['named_as_root']}; by layer: {t['found_at_their_layers']} of {t['with_layers']} at "
+          "the right ones")  # fmt: skip
+    print(f"hard faults (an error names them) found within one step: "
+          f"{t['hard_found_within_a_step']} of {t['hard']}")  # fmt: skip
+    late = [f"{o.name} (step {o.step})" for o in faults if o.hard and not o.early]
+    if late:
+        print(f"  the others: {', '.join(late)}")
     print(f"healthy set-ups with an error: {t['healthy_with_error']} of {t['healthy']}; with a "
           f"warning: {t['healthy_with_warning']}")  # fmt: skip
     for name, count in t["others"].items():
-        print(f"{name:<20} cries at {count['faults']} of {t['faults']} faults and "
-              f"{count['healthy']} of {t['healthy']} healthy set-ups")  # fmt: skip
+        if None in count.values():
+            print(f"{name:<20} not installed")
+        else:
+            print(f"{name:<20} cries at {count['faults']} of {t['faults']} faults and "
+                  f"{count['healthy']} of {t['healthy']} healthy set-ups")  # fmt: skip
     print(f"time in diagnosis: {t['seconds']} s")
 
 

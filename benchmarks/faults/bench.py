@@ -51,10 +51,19 @@ class Bench:
     start: dict[str, Tensor] = field(default_factory=dict)
     """Trainable parameters before the first step, by name."""
 
+    autocast: torch.dtype | None = None
+    """Precision of the forward passes where it is not that of the weights."""
+    loss_scale: float = 1.0
+    """Of a GradScaler."""
+
     @property
     def optimizer(self) -> Optimizer:
         """The optimizer of the training."""
         return self.trainer.optimizer
+
+    def casting(self) -> torch.autocast:
+        """A context for forward passes in the precision of the training."""
+        return torch.autocast("cpu", self.autocast, enabled=self.autocast is not None)
 
     def train(self, steps: int) -> None:
         """Take optimizer steps as stage A does, with whatever fault is already planted."""
@@ -73,10 +82,11 @@ class Bench:
 
     def diagnose(self) -> Diagnosis:
         """All probes and all rules."""
-        return diagnose(
-            self.model, self.batches, self.path, optimizer=self.optimizer, step=self.step,
-            start=self.start, clip_norm=self.clip_norm,
-        )  # fmt: skip
+        with self.casting():
+            return diagnose(
+                self.model, self.batches, self.path, optimizer=self.optimizer, step=self.step,
+                start=self.start, clip_norm=self.clip_norm, loss_scale=self.loss_scale,
+            )  # fmt: skip
 
 
 def build(
@@ -85,6 +95,7 @@ def build(
     backbone: str = "embedded",
     dtype: str = "float32",
     steps: int = 0,
+    accumulation: int = 1,
     **values: Any,
 ) -> Bench:
     """A healthy set-up.
@@ -95,6 +106,7 @@ def build(
         backbone: ``embedded`` or one of ``CAUSAL``.
         dtype: of the frozen weights.
         steps: optimizer steps to take.
+        accumulation: micro-batches per step.
         values: configuration values, dotted keys with ``__`` for the dot.
     """
     torch.manual_seed(seed)
@@ -105,11 +117,15 @@ def build(
         apply_values(get_config(config), settings), parts.hidden_size, parts.num_layers, backbone
     )
     # a constant learning rate, so that a few steps of this long training are real steps
-    small = replace(run.optim, batch_size=BATCH, accumulation=1, epochs=1000, warmup_ratio=0.0)
+    small = replace(
+        run.optim, batch_size=BATCH, accumulation=accumulation, epochs=1000, warmup_ratio=0.0
+    )
     model = SAFEModel(parts, run.model)
     dataset = clips(model, seed)
     trainer = StageA(model, dataset, small, Accelerator(cpu=True), Retention([]))
-    batches = [dataset.batch(range(i, i + BATCH)) for i in (0, BATCH)]
+    batches = [
+        dataset.batch(range(i, i + BATCH)) for i in range(0, BATCH * max(2, accumulation), BATCH)
+    ]
     gate = model.outer_gate
     if gate.warmup_steps:
         model.set_gate_warmup(1, gate.warmup_steps)  # as in the first training step

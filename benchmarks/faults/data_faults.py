@@ -15,7 +15,7 @@ def all_labels_ignored(bench: Bench) -> None:
     bench.change_batches(labels=lambda b: torch.full_like(b.labels, IGNORED))
 
 
-@fault("usual mistake: shifted twice", "SP603 text")
+@fault("transformers #47394: GitForCausalLM shifted the labels twice", "SP603 text")
 def labels_shifted(bench: Bench) -> None:
     """Labels are shifted before the model, which shifts them again."""
 
@@ -26,25 +26,27 @@ def labels_shifted(bench: Bench) -> None:
     bench.change_batches(labels=shifted)
 
 
-@fault("usual mistake: prompt not masked", "SP602 text")
+@fault("neulab/prompt2model #168: the loss was taken on the prompt, too", "SP602 text")
 def prompt_supervised(bench: Bench) -> None:
     """The prompt's tokens have labels."""
     bench.change_batches(labels=lambda b: b.input_ids.masked_fill(b.attention_mask == 0, IGNORED))
 
 
-@fault("usual mistake: labels = input_ids", "SP605 text")
+@fault("01-ai/Yi #110: no ignore index for padding", "SP605 text")
 def padding_supervised(bench: Bench) -> None:
     """Padding has labels."""
     bench.change_batches(labels=lambda b: torch.where(b.attention_mask == 0, b.input_ids, b.labels))
 
 
-@fault("usual mistake: True for padding", "SP605 text", "SP606 text")
+@fault(
+    "InseeFrLab/torchTextClassifiers PR #92: attention mask inverted", "SP605 text", "SP606 text"
+)
 def text_mask_inverted(bench: Bench) -> None:
     """The attention mask is 1 for padding and 0 for text."""
     bench.change_batches(attention_mask=lambda b: 1 - b.attention_mask)
 
 
-@fault("usual mistake: truncation", "SP604 text")
+@fault("tatsu-lab/stanford_alpaca #126: no end of text in training", "SP604 text")
 def captions_cut(bench: Bench) -> None:
     """The captions are cut to four tokens, without an end."""
 
@@ -55,7 +57,7 @@ def captions_cut(bench: Bench) -> None:
     bench.change_batches(labels=cut)
 
 
-@fault("usual mistake: padding side of generation in training", "SP612 text")
+@fault("transformers PR #32386: both sides of the mask have zeros", "SP612 text")
 def padding_on_both_sides(bench: Bench) -> None:
     """Half of the rows are padded on the left."""
 
@@ -87,26 +89,34 @@ def lengthen(bench: Bench) -> None:
     )
 
 
-@fault("usual mistake: one cache key for all files", "SP609 signal")
+@fault(
+    "sgl-project/sglang PR #32404: an embedding cache gave another item's features", "SP609 signal"
+)
 def same_embedding_for_every_clip(bench: Bench) -> None:
     """The loader returns the first clip's embedding for all."""
     first = bench.batches[0].audio[:1]
     bench.change_batches(audio=lambda b: first.expand_as(b.audio).clone())
 
 
-@fault("usual mistake: decoding failed silently", "SP608 signal")
+@fault(
+    "CPJKU/dcase2024_task1_baseline #2: files seem empty without an audio backend", "SP608 signal"
+)
 def silent_audio(bench: Bench) -> None:
     """Every embedding is zeros."""
     bench.change_batches(audio=lambda b: torch.zeros_like(b.audio))
 
 
-@fault("usual mistake: log of silence", "SP607 signal")
+@fault("kitzeslab/opensoundscape #794: a mel spectrogram of -inf", "SP607 signal")
 def infinite_embedding(bench: Bench) -> None:
     """One embedding has an infinite element."""
     bench.batches[0].audio[1, 3] = float("inf")
 
 
-@fault("usual mistake: shuffled without its texts", "SP408 model", **TRAINED)
+@fault(
+    "diffusers #14430: cached latents paired with other captions by shuffling",
+    "SP408 model",
+    **TRAINED,
+)
 def clips_shuffled_against_texts(bench: Bench) -> None:
     """The embeddings were shuffled, the captions were not; training went on."""
     dataset = bench.trainer.dataset
@@ -116,14 +126,18 @@ def clips_shuffled_against_texts(bench: Bench) -> None:
     bench.batches = [dataset.batch(range(i, i + 8)) for i in range(0, 32, 8)]
 
 
-@fault("usual mistake: mask made for another tensor", "SP615 text", "SP605 text")
+@fault(
+    "textbook: a mask made for ids[:, 1:] is one shorter, and padded back at an end",
+    "SP615 text",
+    "SP605 text",
+)
 def text_mask_shifted_left(bench: Bench) -> None:
     """The attention mask begins one place early: the last token of each text is masked."""
     lengthen(bench)
     bench.change_batches(attention_mask=lambda b: b.attention_mask.roll(-1, 1))
 
 
-@fault("usual mistake: mask made for another tensor", "SP615 text")
+@fault("textbook: a mask made before a start token was added, and padded back", "SP615 text")
 def text_mask_shifted_right(bench: Bench) -> None:
     """The attention mask begins one place late: the first token is masked, padding is not."""
     lengthen(bench)

@@ -69,7 +69,7 @@ def lora_both_zero(bench: Bench) -> None:
             parameter.data.zero_()
 
 
-@fault("design: a clamp has no slope outside", "SP205 gate")
+@fault("textbook: a clamp has no slope outside its range", "SP205 gate")
 def gate_outside_clamp(bench: Bench) -> None:
     """The gates start above the clamp's upper end."""
     set_gates(bench, 1.5)
@@ -81,7 +81,9 @@ def gate_nearly_closed(bench: Bench) -> None:
     set_gates(bench, 1e-3)
 
 
-@fault("usual mistake: set_gate(0) of a control stayed", "SP201 gate")
+@fault(
+    "textbook: a control sets the gate to 0, and an exception skips setting it back", "SP201 gate"
+)
 def outer_gate_zero(bench: Bench) -> None:
     """The outer gate was set to 0 for a control and stayed there."""
     bench.train(3)
@@ -95,7 +97,9 @@ def warmup_never_ends(bench: Bench) -> None:
     bench.step = 5000
 
 
-@fault("usual mistake: .item() or .data in forward", "SP209 gate")
+@fault(
+    "shenweichen/DeepCTR-Torch #93: a learnable alpha that stays at its first value", "SP209 gate"
+)
 def gate_detached(bench: Bench) -> None:
     """The forward pass reads the gate's number, not the parameter."""
 
@@ -130,7 +134,7 @@ def gate_differs_in_evaluation(bench: Bench) -> None:
     new_residual(bench, forward)
 
 
-@fault("usual mistake: a residual beside the gate", "SP410 fusion")
+@fault("textbook: a skip connection added beside the gate, so that 0 is not off", "SP410 fusion")
 def second_way_in(bench: Bench) -> None:
     """A part of the branch is added past the gate."""
 
@@ -140,19 +144,26 @@ def second_way_in(bench: Bench) -> None:
     new_residual(bench, forward)
 
 
-@fault("PEFT: lora_alpha left at another rank's value", "SP509 fusion")
+@fault(
+    "kohya-ss/sd-webui-additional-networks #49: alpha / r applied otherwise than in training",
+    "SP509 fusion",
+)
 def lora_scaling_wrong(bench: Bench) -> None:
     """LoRA's alpha / r is 100."""
     _set_scaling(bench, 100.0)
 
 
-@fault("usual mistake: alpha 0", "SP509 fusion")
+@fault("invergent-ai/surogate #173: a missing lora_alpha became scale 0", "SP509 fusion")
 def lora_scaling_zero(bench: Bench) -> None:
     """LoRA's alpha / r is 0: it adds nothing."""
     _set_scaling(bench, 0.0)
 
 
-@fault("usual mistake: weights not initialised", "SP102 fusion")
+@fault(
+    "TransformerLensOrg/TransformerLens #902: parts of new weights are NaN, never initialised",
+    "SP102 fusion",
+    layers="last",
+)
 def nan_in_one_adapter(bench: Bench) -> None:
     """One element of one LoRA matrix is NaN."""
     last = max(blocks(bench))

@@ -22,39 +22,51 @@ def _gates(bench: Bench) -> list[nn.Parameter]:
     return [b.residual.residual_scale for b in bench.model.fusion.blocks().values()]
 
 
-@fault("usual mistake: optimizer before the module", "SP308 projector")
+@fault(
+    "zjunlp/HVPNeT #5: two modules were never appended to the optimizer's groups", "SP308 projector"
+)
 def projector_not_in_optimizer(bench: Bench) -> None:
     """The optimizer was built before the projector existed."""
     _drop(bench, _ids(bench.model.projector))
 
 
-@fault("usual mistake: optimizer before PEFT", "SP308 fusion")
+@fault(
+    "LaurentMazare/ocaml-torch #36: the optimizer was made before the layer, and did nothing",
+    "SP308 fusion",
+)
 def lora_not_in_optimizer(bench: Bench) -> None:
     """The optimizer was built before PEFT put the LoRA in."""
     _drop(bench, {id(p) for n, p in bench.model.fusion.named_parameters() if "lora_" in n})
 
 
-@fault("usual mistake: optimizer from PEFT's parameters alone", "SP207 gate")
+@fault(
+    "ACEsuit/mace #525: a new parameter is in none of the groups that are listed by hand",
+    "SP207 gate",
+)
 def gates_not_in_optimizer(bench: Bench) -> None:
     """The gates are trainable, but in no parameter group."""
     _drop(bench, {id(p) for p in _gates(bench)})
 
 
-@fault("usual mistake: a schedule for one group", "SP312 fusion", "SP312 gate")
+@fault(
+    "textbook: LambdaLR takes one factor per group, and one of them returns 0",
+    "SP312 fusion",
+    "SP312 gate",
+)
 def lr_zero_adapter(bench: Bench) -> None:
     """The learning rate of the adapter's groups is 0."""
     for group in bench.optimizer.param_groups:
         group["lr"] *= "adapter" not in group["name"]
 
 
-@fault("usual mistake: a schedule for one group", "SP312 projector")
+@fault("textbook: a rate of 0 meant to freeze in one stage stays in the next", "SP312 projector")
 def lr_zero_projector(bench: Bench) -> None:
     """The learning rate of the projector's groups is 0."""
     for group in bench.optimizer.param_groups:
         group["lr"] *= "projector" not in group["name"]
 
 
-@fault("usual mistake: the schedule was stepped to its end", "SP312 model", "SP313 model")
+@fault("transformers #26827: the rate is 0 after half of the steps", "SP312 model", "SP313 model")
 def lr_zero_everywhere(bench: Bench) -> None:
     """The schedule has arrived at 0 while training goes on."""
     bench.train(3)
@@ -62,34 +74,47 @@ def lr_zero_everywhere(bench: Bench) -> None:
         group["lr"] = 0.0
 
 
-@fault("torch.optim: only a warning for one group", "SP310 optimizer")
+@fault("textbook: torch only warns of a tensor twice in one group", "SP310 optimizer")
 def parameter_twice(bench: Bench) -> None:
     """One weight is twice in its parameter group."""
     group = bench.optimizer.param_groups[0]
     group["params"].append(group["params"][0])
 
 
-@fault("usual mistake: one group for all", "SP208 gate")
+@fault("ServiceNow/Fast-LLM PR #545: scales decayed since a default had changed", "SP208 gate")
 def weight_decay_on_gates(bench: Bench) -> None:
     """All parameters decay, the gates among them."""
     for group in bench.optimizer.param_groups:
         group["weight_decay"] = 0.1
 
 
-@fault("usual mistake: 1e-12 for 1.0", "SP313 gate", "SP313 projector", "SP313 fusion")
+@fault(
+    "harubaru/waifu-diffusion #64: clipped before the loss scale was divided out",
+    "SP313 gate",
+    "SP313 projector",
+    "SP313 fusion",
+)
 def clip_norm_too_small(bench: Bench) -> None:
     """Gradients are clipped so hard that nothing moves."""
     bench.clip_norm = 1e-12
 
 
-@fault("usual mistake: 1e-3 * 1e3", "SP315 projector", "SP315 fusion")
+@fault(
+    "LLaVA #1301: the loss jumps up until the rate is ten times lower",
+    "SP315 projector",
+    "SP315 fusion",
+)
 def lr_too_large(bench: Bench) -> None:
     """The learning rate is a thousand times too large."""
     for group in bench.optimizer.param_groups:
         group["lr"] *= 1000
 
 
-@fault("usual mistake: prepared model, old optimizer", "SP311 optimizer", "SP308 projector")
+@fault(
+    "microsoft/nni #4521: the layers were replaced, the optimizer held the old ones",
+    "SP311 optimizer",
+    "SP308 projector",
+)
 def optimizer_of_a_copy(bench: Bench) -> None:
     """The optimizer holds the parameters of another copy of the model."""
     copies = {id(p): copy.deepcopy(p) for p in bench.trainer.parameters.values()}
@@ -97,7 +122,7 @@ def optimizer_of_a_copy(bench: Bench) -> None:
         group["params"] = [copies[id(p)] for p in group["params"]]
 
 
-@fault("usual mistake: no requires_grad_(False)", "SP501 decoder")
+@fault("csuhan/OneLLM #19: the code that freezes the language model was left out", "SP501 decoder")
 def decoder_trainable(bench: Bench) -> None:
     """The backbone was never frozen, and the optimizer holds it."""
     decoder = bench.model.backbone.get_decoder()
@@ -105,14 +130,16 @@ def decoder_trainable(bench: Bench) -> None:
     bench.optimizer.add_param_group({"params": list(decoder.layers.parameters()), "lr": 1e-4})
 
 
-@fault("usual mistake: input gradients by thawed embeddings", "SP501 text_embeddings")
+@fault(
+    "LLaVA #195: embed_tokens trained in the stage of the projector alone", "SP501 text_embeddings"
+)
 def embeddings_trainable(bench: Bench) -> None:
     """The token embeddings were left trainable, and the optimizer holds them."""
     weight = bench.model.backbone.get_input_embeddings().weight.requires_grad_(True)
     bench.optimizer.add_param_group({"params": [weight], "lr": 1e-4})
 
 
-@fault("usual mistake: the wrong stage's flags", "SP504 projector")
+@fault("LLaVA #856: the linear layer frozen in the second stage", "SP504 projector")
 def projector_frozen(bench: Bench) -> None:
     """The projector was frozen at its random start."""
     bench.model.projector.requires_grad_(False)
@@ -126,7 +153,11 @@ def lora_frozen(bench: Bench) -> None:
             parameter.requires_grad_(False)
 
 
-@fault("usual mistake: model.to(bfloat16)", "SP508 projector", "SP508 fusion")
+@fault(
+    "keras-team/keras-hub #2629: LoRA in bfloat16 does not move under Adam",
+    "SP508 projector",
+    "SP508 fusion",
+)
 def trainables_in_bfloat16(bench: Bench) -> None:
     """The whole model was cast to bfloat16, what trains too."""
     for parameter in bench.trainer.parameters.values():

@@ -28,7 +28,12 @@ def _after_projector(bench: Bench, change: Any) -> None:
     model.audio_tokens = MethodType(audio_tokens, model)  # type: ignore[method-assign]
 
 
-@fault("a real run: scale 10 over-drove a small model; here x100", "SP105 fusion", "SP106 fusion")
+@fault(
+    "a real run: scale 10 over-drove a small model; here x100",
+    "SP105 fusion",
+    "SP106 fusion",
+    layers="any",
+)
 def scale_times_100(bench: Bench) -> None:
     """The projector's scale is a hundred times too large."""
     bench.model.projector.amplitude.scale *= 100
@@ -54,7 +59,10 @@ def layernorm_after_scale(bench: Bench) -> None:
     projector.forward = MethodType(forward, projector)
 
 
-@fault("usual mistake: a copy taken in __init__", "SP412 projector")
+@fault(
+    "finegrain-ai/refiners PR #299: set_scale did not reach the layers, the first value was used",
+    "SP412 projector",
+)
 def scale_not_connected(bench: Bench) -> None:
     """The forward pass uses a copy of the scale; the attribute does nothing."""
     amplitude: Any = bench.model.projector.amplitude
@@ -68,13 +76,13 @@ def tanh_saturated(bench: Bench) -> None:
     _last(bench).weight.data *= 1000
 
 
-@fault("usual mistake: collapse", "SP111 projector")
+@fault("textbook: with zero weights a layer returns its bias for every input", "SP111 projector")
 def projector_collapsed(bench: Bench) -> None:
     """The projector gives the same tokens for every clip."""
     _last(bench).weight.data.zero_()
 
 
-@fault("usual mistake: one vector repeated N times", "SP112 projector")
+@fault("textbook: expand() of one vector to N tokens gives N equal ones", "SP112 projector")
 def tokens_all_the_same(bench: Bench) -> None:
     """All tokens of a clip are the same vector."""
     layer, projector = _last(bench), bench.model.projector
@@ -83,34 +91,37 @@ def tokens_all_the_same(bench: Bench) -> None:
         shared[:] = shared[:1].clone()
 
 
-@fault("usual mistake: zero initialisation of the last layer", "SP103 projector")
+@fault("jaywalnut310/vits #215: weight and bias of the projection are all zeros", "SP103 projector")
 def projector_zero(bench: Bench) -> None:
     """The projector's last layer is all zeros."""
     _last(bench).weight.data.zero_()
     _last(bench).bias.data.zero_()
 
 
-@fault("usual mistake: a cache of detached tokens", "SP301 projector")
+@fault(
+    "lucidrains/CoCa-pytorch #6: the extractor detaches, the encoder gets no gradient",
+    "SP301 projector",
+)
 def detached_before_fusion(bench: Bench) -> None:
     """The tokens are detached between projector and fusion."""
     _after_projector(bench, lambda tokens: tokens.detach())
 
 
-@fault("usual mistake: no_grad left from evaluation", "SP301 projector")
+@fault("RupertLuo/Valley #13: mm_projector is called under no_grad", "SP301 projector")
 def projector_under_no_grad(bench: Bench) -> None:
     """The projector runs under no_grad."""
     projector: Any = bench.model.projector
     projector.forward = torch.no_grad()(projector.forward)
 
 
-@fault("usual mistake: [:, :N // 2]", "SP421 fusion")
+@fault("hiyouga/LlamaFactory #6891: a length limit cuts visual tokens", "SP421 fusion")
 def tokens_truncated(bench: Bench) -> None:
     """Only half of the clip's tokens reach the fusion."""
     half = bench.model.projector.num_tokens // 2
     _after_projector(bench, lambda tokens: tokens[:, :half])
 
 
-@fault("usual mistake: a damaged checkpoint", "SP101 projector")
+@fault("transformers #46002: NaN in newly initialised heads", "SP101 projector")
 def nan_in_projector(bench: Bench) -> None:
     """One element of the projector's last layer is NaN."""
     _last(bench).weight.data[0, 0] = float("nan")

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.faults.bench import Bench, build
 
 Plant = Callable[[Bench], None]
+Layers = Literal["all", "first", "last", "any"]
+"""At which fusion layers a finding that is about layers must be; any: it depends on sizes."""
 BASE: Mapping[str, Any] = {
     "backbone": "llama",
     "model__projector__scale": 10.0,  # contribution 0.1-0.3, as a calibrated model has
@@ -31,6 +33,8 @@ class Fault:
     plant: Plant
     base: Mapping[str, Any] = field(default_factory=dict)
     """Differences from ``BASE``."""
+    layers: Layers = "all"
+    """Where it was planted."""
 
     def build(self) -> Bench:
         """A set-up with the fault in it."""
@@ -42,12 +46,15 @@ class Fault:
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(source: str, *expected: str, **base: Any) -> Callable[[Plant], Plant]:
+def fault(
+    source: str, *expected: str, layers: Layers = "all", **base: Any
+) -> Callable[[Plant], Plant]:
     """Enter the decorated function; its name and docstring are those of the fault.
 
     Args:
         source: provenance.
         expected: ``"CODE component"``, one of which must be found.
+        layers: where it was planted.
         base: differences from ``BASE``.
     """
 
@@ -55,7 +62,7 @@ def fault(source: str, *expected: str, **base: Any) -> Callable[[Plant], Plant]:
         pairs = tuple((code, part) for code, part in (e.split(" ") for e in expected))
         name = plant.__name__
         assert name not in FAULTS and plant.__doc__
-        FAULTS[name] = Fault(name, plant.__doc__, source, pairs, plant, base)
+        FAULTS[name] = Fault(name, plant.__doc__, source, pairs, plant, base, layers)
         return plant
 
     return enter

@@ -50,25 +50,29 @@ def _new_attention(bench: Bench, forward: Any) -> None:
         block.attention.forward = MethodType(forward, block.attention)
 
 
-@fault("off by one: hidden_states[0] is the embedding", "SP403 fusion")
+@fault("transformers #2461: hidden_states[0] is the embedding's output", "SP403 fusion")
 def hook_on_previous_layer(bench: Bench) -> None:
     """Every fusion block hangs on the layer before its own."""
     _hook_layers(bench, [(i, i - 1) for i in blocks(bench)])
 
 
-@fault("usual mistake: a hook that was removed", "SP401 fusion")
+@fault(
+    "numenta/nupic.torch PR #51: hooks are ignored where forward is called directly",
+    "SP401 fusion",
+    layers="first",
+)
 def hook_never_called(bench: Bench) -> None:
     """The hook of one fusion layer is not registered."""
     _hook_layers(bench, [(i, i) for i in list(blocks(bench))[1:]])
 
 
-@fault("usual mistake: hooks pile up", "SP402 fusion")
+@fault("PEFT PR #2761: forward hooks accumulate in generate", "SP402 fusion")
 def hook_called_twice(bench: Bench) -> None:
     """Every hook is registered twice."""
     _hook_layers(bench, [(i, i) for i in blocks(bench) for _ in range(2)])
 
 
-@fault("torch: a hook that returns None changes nothing", "SP411 fusion")
+@fault("textbook: torch keeps the output when a hook returns None", "SP411 fusion")
 def hook_returns_none(bench: Bench) -> None:
     """The fused hidden states are computed and thrown away."""
     model: Any = bench.model
@@ -86,7 +90,7 @@ def hook_returns_none(bench: Bench) -> None:
         block.forward = dropped(block)
 
 
-@fault("transformers: forward swallows unknown keywords", "SP405 projector")
+@fault("textbook: transformers' forward takes keywords that nobody reads", "SP405 projector")
 def signal_swallowed(bench: Bench) -> None:
     """The audio is passed under a name that nobody reads."""
     model: Any = bench.model
@@ -102,7 +106,10 @@ def checkpointing_without_input_gradients(bench: Bench) -> None:
     projector.forward = lambda audio: checkpoint(compute, audio, use_reentrant=True)
 
 
-@fault("usual mistake: softmax(dim=-2)", "SP418 fusion")
+@fault(
+    "labmlai/annotated_deep_learning_paper_implementations #146: softmax over the queries",
+    "SP418 fusion",
+)
 def softmax_over_the_text(bench: Bench) -> None:
     """Attention is normalised over text positions, not over audio tokens."""
 
@@ -112,8 +119,8 @@ def softmax_over_the_text(bench: Bench) -> None:
     _new_attention(bench, forward)
 
 
-@fault("usual mistake: the mask of the adaptive projector is inverted", "SP417 fusion",
-       model__projector__kind="adaptive")  # fmt: skip
+@fault("mlwithme/TransformerTranslation #6: masked_fill, the mask the wrong way round",
+       "SP417 fusion", model__projector__kind="adaptive")  # fmt: skip
 def all_tokens_masked(bench: Bench) -> None:
     """The mask says that no audio token may be attended to."""
     projector: Any = bench.model.projector
@@ -121,8 +128,8 @@ def all_tokens_masked(bench: Bench) -> None:
     projector.token_mask = lambda seconds: torch.zeros(len(seconds), count, dtype=torch.bool)
 
 
-@fault("usual mistake: off by one", "SP429 fusion", model__projector__kind="adaptive",
-       model__projector__min_tokens=2)  # fmt: skip
+@fault("textbook: an arange that begins at 1 where the tokens begin at 0", "SP429 fusion",
+       model__projector__kind="adaptive", model__projector__min_tokens=2)  # fmt: skip
 def audio_mask_shifted(bench: Bench) -> None:
     """The mask of audio tokens in use is shifted by one token."""
     projector: Any = bench.model.projector
@@ -130,8 +137,8 @@ def audio_mask_shifted(bench: Bench) -> None:
     projector.token_mask = lambda seconds: token_mask(seconds).roll(1, 1)
 
 
-@fault("usual mistake: the mask is not applied", "SP416 fusion", model__projector__kind="adaptive",
-       model__projector__min_tokens=2)  # fmt: skip
+@fault("jingyaogong/minimind-v #76: no attention mask in the forward pass", "SP416 fusion",
+       model__projector__kind="adaptive", model__projector__min_tokens=2)  # fmt: skip
 def mask_ignored(bench: Bench) -> None:
     """Attention ignores the mask of unused audio tokens."""
 
@@ -151,7 +158,7 @@ def attention_one_hot(bench: Bench) -> None:
     _new_attention(bench, forward)
 
 
-@fault("F.dropout without training=self.training", "SP419 model")
+@fault("textbook: F.dropout is on unless training=self.training is passed", "SP419 model")
 def dropout_in_evaluation(bench: Bench) -> None:
     """Dropout on the branch stays on in evaluation."""
 
@@ -168,14 +175,18 @@ def adapter_not_loaded(bench: Bench) -> None:
     bench.step = 500
 
 
-@fault("usual mistake: train() is recursive", "SP510 encoder")
+@fault(
+    "pgniewko/gt-pyg #112: train() puts the frozen batch norms back into training", "SP510 encoder"
+)
 def encoder_in_training_mode(bench: Bench) -> None:
     """The frozen encoder inside the model is in training mode."""
     _with_encoder(bench, nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.Dropout(0.1)))
     bench.model.get_submodule("encoder").train()
 
 
-@fault("usual mistake: weights not loaded", "SP610 encoder")
+@fault(
+    "torchgeo/torchgeo #4036: strict=False, and no pretrained weight was loaded", "SP610 encoder"
+)
 def encoder_collapsed(bench: Bench) -> None:
     """The encoder inside the model gives one embedding for every clip."""
     linear = nn.Linear(512, 512)
@@ -195,7 +206,7 @@ def _with_encoder(bench: Bench, encoder: nn.Module) -> None:
     bench.path = replace(infer(model), encoder="encoder")
 
 
-@fault("usual mistake: rows out of order", "SP408 model", **TRAINED)
+@fault("binli123/dsmil-wsi #19: features computed in a shuffled order", "SP408 model", **TRAINED)
 def clips_rolled_inside_the_model(bench: Bench) -> None:
     """Every text hears the clip of its neighbour in the batch, in training too."""
     model: Any = bench.model
@@ -208,19 +219,25 @@ def clips_rolled_inside_the_model(bench: Bench) -> None:
     bench.train(LONG)
 
 
-@fault("float16 ends at 65,504", "SP102 fusion", "SP102 decoder", model__projector__scale=1e6)
+@fault(
+    "textbook: float16 ends at 65,504",
+    "SP102 fusion",
+    "SP102 decoder",
+    model__projector__scale=1e6,
+    layers="first",
+)
 def float16_overflow(bench: Bench) -> None:
     """The backbone is float16 and the scale makes it overflow."""
     bench.model.backbone.half()
 
 
-@fault("usual mistake: repeat() for beams, open_flamingo #286", "SP423 model")
+@fault("open_flamingo #286: repeat() where beams need repeat_interleave()", "SP423 model")
 def clips_tiled_under_beams(bench: Bench) -> None:
     """Under beam search the clips are laid out 0, 1, 0, 1 beside the texts' 0, 0, 1, 1."""
     _laid_out_for_beams(bench, lambda x, beams: x.repeat(beams, *[1] * (x.dim() - 1)))
 
 
-@fault("usual mistake: expand() and reshape for beams", "SP423 model")
+@fault("textbook: expand() and reshape give every beam the first clip", "SP423 model")
 def first_clip_under_beams(bench: Bench) -> None:
     """Under beam search every text hears the first clip."""
     _laid_out_for_beams(bench, lambda x, beams: x[:1].expand(len(x) * beams, *x.shape[1:]))
@@ -253,7 +270,11 @@ def _laid_out_for_beams(bench: Bench, lay_out: Any) -> None:
         block.forward = laid_out(block)
 
 
-@fault("usual mistake: mean(0) for mean(1)", "SP422 model", "SP111 projector")
+@fault(
+    "textbook: mean(0) where mean(1) was meant mixes the clips of a batch",
+    "SP422 model",
+    "SP111 projector",
+)
 def mean_over_the_batch(bench: Bench) -> None:
     """Every text hears the mean of the batch's clips beside its own."""
     model: Any = bench.model
@@ -266,13 +287,13 @@ def mean_over_the_batch(bench: Bench) -> None:
     model.audio_tokens = MethodType(audio_tokens, model)
 
 
-@fault("usual mistake: batch norm without running statistics", "SP422 model")
+@fault("textbook: batch norm without running statistics sees the other clips", "SP422 model")
 def batch_norm_over_clips(bench: Bench) -> None:
     """Embeddings pass a batch norm that takes its statistics from the batch, in evaluation too."""
     _with_encoder(bench, nn.BatchNorm1d(512, affine=False, track_running_stats=False))
 
 
-@fault("usual mistake: a hook that sees only the prompt", "SP424 model")
+@fault("textbook: with a cache, later steps have one token, which a hook may skip", "SP424 model")
 def generation_hears_the_prompt_only(bench: Bench) -> None:
     """With a key/value cache, what is generated after the first token hears no audio."""
 
@@ -283,7 +304,7 @@ def generation_hears_the_prompt_only(bench: Bench) -> None:
     new_residual(bench, forward)
 
 
-@fault("usual mistake: an own mask replaces the causal one", "SP426 model")
+@fault("textbook: an own mask with diagonal=2 lets a position see its label", "SP426 model")
 def causal_mask_off_by_one(bench: Bench) -> None:
     """Every token may look at the next one, too."""
     model: Any = bench.model
@@ -299,7 +320,7 @@ def causal_mask_off_by_one(bench: Bench) -> None:
     model.backbone.model.forward = forward
 
 
-@fault("usual mistake: mask made for ids[:, 1:]", "SP428 model", "SP427 model")
+@fault("textbook: a mask made for ids[:, 1:] in the model", "SP428 model", "SP427 model")
 def text_mask_shifted_in_the_model(bench: Bench) -> None:
     """The decoder gets the text's mask shifted to the right by one place."""
     model: Any = bench.model

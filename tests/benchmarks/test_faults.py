@@ -1,27 +1,38 @@
 """The scoreboard of planted faults: a few of them quickly, all of them slowly."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.__main__ import main
+from benchmarks.faults.__main__ import _summary, main
 from benchmarks.faults.bench import build
 from benchmarks.faults.catalogue import FAULTS
 from benchmarks.faults.healthy import healthy
 from benchmarks.faults.registry import BASE
-from benchmarks.faults.scoreboard import examine, examine_fault
-from benchmarks.faults.standins import NAMES, stand_ins
+from benchmarks.faults.scoreboard import Outcome, examine, examine_fault, totals
+from benchmarks.faults.standins import BY_HAND, NAMES, stand_ins
 from probes.findings.catalogue import CATALOGUE
 
-pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-QUICK = ("projector_not_in_optimizer", "gate_frozen", "layernorm_after_scale", "labels_shifted")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad"),
+    pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT"),
+]
+QUICK = (
+    "projector_not_in_optimizer", "gate_frozen", "layernorm_after_scale", "labels_shifted",
+    "hook_never_called",
+)  # fmt: skip
+WAYS = ("autocast-bfloat16", "gradient-checkpointing", "accumulation4", "peft-wrapped")
+SEEN = re.compile(r"[\w.-]+(/[\w.-]+)?( PR)? #\d+|textbook: |a real run: |the seed")
 
 
 def test_there_are_forty_of_each_and_every_code_exists() -> None:
     assert len(FAULTS) >= 40 and len(healthy()) >= 40
     for fault in FAULTS.values():
-        assert fault.source and fault.about.endswith(".")
+        assert SEEN.match(fault.source), f"{fault.name}: an issue, a paper or a reason"
+        assert fault.about.endswith(".")
         assert fault.expected and all(code in CATALOGUE for code, _ in fault.expected), fault.name
 
 
@@ -37,11 +48,56 @@ def test_the_set_up_that_faults_change_is_healthy() -> None:
     assert not any(outcome.others.values())
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_ways_to_train_are_healthy(way: str) -> None:
+    outcome = examine(way, healthy()[f"demo/{way}/step0"])
+    assert not outcome.errors
+
+
 def test_each_stand_in_cries_at_what_it_can_see() -> None:
-    fault = FAULTS["projector_not_in_optimizer"]
-    assert stand_ins(fault.build()) == dict(zip(NAMES, (False, False, True), strict=True))
+    said = stand_ins(FAULTS["projector_not_in_optimizer"].build())
+    assert [said[name] for name in BY_HAND] == [False, False, True]
     every = stand_ins(FAULTS["nan_in_projector"].build())
-    assert every[NAMES[0]] and every[NAMES[1]]
+    assert every["global norm"] and every["norms by parameter"]
+
+
+@pytest.mark.slow
+def test_torchlens_cries_at_what_is_not_finite() -> None:
+    pytest.importorskip("torchlens", reason="torchlens is in the extra `bench`")
+    fine = stand_ins(build(**BASE))
+    assert fine["torchlens, critical"] is False
+    assert stand_ins(FAULTS["nan_in_projector"].build())["torchlens, critical"]
+
+
+OUTCOME = Outcome(
+    name="x", expected=("SP401 fusion",), root="SP401 fusion", found={"SP401 fusion": (2,)},
+    errors=(), planted=(2,), others=dict.fromkeys(NAMES, False), step=0, seconds=1.0,
+)  # fmt: skip
+
+
+def test_a_fault_counts_as_found_only_at_its_layers() -> None:
+    assert OUTCOME.hit and OUTCOME.by_layer and OUTCOME.hard and OUTCOME.early
+    elsewhere = replace(OUTCOME, planted=(4,))
+    everywhere = replace(OUTCOME, planted=(2, 4))
+    assert not elsewhere.hit and not everywhere.hit and not elsewhere.early
+    assert replace(OUTCOME, planted=None).hit and not replace(OUTCOME, planted=None).by_layer
+    whole = replace(OUTCOME, found={"SP401 fusion": ()})
+    assert whole.hit and not whole.by_layer
+    late = replace(OUTCOME, step=300)
+    t = totals([OUTCOME, elsewhere, late], [])
+    assert (t["found"], t["with_layers"], t["found_at_their_layers"]) == (2, 3, 2)
+    assert (t["hard"], t["hard_found_within_a_step"]) == (3, 1)
+
+
+def test_what_is_not_installed_is_not_counted_as_silent(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    absent = replace(OUTCOME, others={**OUTCOME.others, "torchlens, any": None})
+    assert totals([OUTCOME, absent], [])["others"]["torchlens, any"]["faults"] is None
+    _summary([absent], [])
+    out = capsys.readouterr().out
+    assert "torchlens, any       not installed" in out
+    assert "torchlens, critical  cries at 0 of 1 faults" in out
 
 
 def test_one_fault_from_the_command_line(
