@@ -50,11 +50,13 @@ def mended(begun: RunConfig, changes: Mapping[str, Any]) -> list[str]:
         changes: dotted keys and their new values.
     """
     name = begun.name if begun.name in CONFIGS else next(iter(CONFIGS))
-    fresh = _on_its_backbone(_followed(begun, name, _kept(begun))[0], begun)
-    values, usual = flat(begun), flat(fresh)
-    own = {k: v for k, v in values.items() if k not in _UNSAID and v != usual[k]}
-    words = command_line(_followed(begun, name, _kept(begun))[0])
-    for key, value in {**own, **changes}.items():
+    fresh, _ = _followed(begun, name, _kept(begun))
+    values, usual = flat(begun), flat(_on_its_backbone(fresh, begun))
+    own = {k: v for k, v in values.items() if k not in _UNSAID and v != usual[k]} | dict(changes)
+    # what has an option of its own is said by it: an option is stronger than --set
+    taken_over = _kept(begun) | {key: own.pop(key) for key in list(own) if _is_kept(key)}
+    words = command_line(_followed(begun, name, taken_over)[0])
+    for key, value in own.items():
         words += ["--set", f"{key}={_text(value)}"]
     return words
 

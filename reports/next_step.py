@@ -9,7 +9,7 @@ from typing import Any
 from configs import follow_up
 from configs.errors import ConfigError
 from configs.model_configs import CONFIGS
-from configs.overrides import apply_values, dotted_fields, parse_assignments
+from configs.overrides import apply_values, parse_assignments
 from configs.schema import RunConfig
 from probes.findings.finding import Finding, Link
 from reports.criterion import Outcome
@@ -93,16 +93,15 @@ def _fix(config: RunConfig, finding: Finding) -> NextStep:
 
 def _settings(remedy: str, config: RunConfig) -> dict[str, Any]:
     """The ``section.key=value`` in a remedy that are settings and would change something."""
-    found: dict[str, Any] = {}
-    before = follow_up.flat(config)
+    after, named = config, list[str]()
     for text in re.findall(r"[a-z_]+(?:\.[a-z_]+)+=[^\s,;)`]+", remedy):
         try:
             values = parse_assignments([text.rstrip(".")])
-            after = follow_up.flat(apply_values(config, values))
-        except ConfigError:
+            after = apply_values(after, values)
+        except ConfigError:  # words that only look like a setting, or that do not fit this run
             continue
-        found |= {key: after[key] for key in values if after[key] != before[key]}
-    return {key: value for key, value in found.items() if key in dotted_fields()}
+        named += values
+    return {k: new for k, _, new in follow_up.differences(config, after) if k in named}
 
 
 def _longer(config: RunConfig) -> NextStep:
