@@ -1,7 +1,7 @@
 """Captions to look at: the worst, the typical and the best, each with what people wrote."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -86,4 +86,12 @@ def _sample(run: Run, row: Mapping[str, str], score: float, audio: bool) -> Samp
             if name not in ("clip", OWN) and isinstance(text, str)
         ),
         audio=player(sound) if audio and isinstance(sound, str) else None,
+    )
+
+
+def without_sound(groups: Sequence[Samples]) -> tuple[Samples, ...]:
+    """The same samples without their sounds."""
+    return tuple(
+        Samples(group.title, tuple(replace(sample, audio=None) for sample in group.samples))
+        for group in groups
     )

@@ -1,6 +1,7 @@
 """What changed while the run was training: the loss, the score and the gates."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,6 +11,7 @@ from reports.plots.plot import (
     MOST_ROWS,
     Plot,
     Table,
+    label,
     legend,
     picture,
     whole_numbers,
@@ -18,6 +20,7 @@ from reports.plots.thin import Floats, smooth, thin
 from reports.printed import as_float, number
 from reports.run import Row, Run
 
+MOST_LINES = 48
 Band = Sequence[tuple[float, float, float]]
 """Epoch, and the lowest and highest score expected there."""
 
@@ -86,8 +89,8 @@ def cider(run: Run, band: Band, thresholds: Mapping[str, float]) -> Plot | None:
                 f"{name} {value:g}", (0.01, value), xycoords=("axes fraction", "data"),
                 ha="left", va="bottom", fontsize=8, color=GREY,
             )  # fmt: skip
-        during = [i for i, row in enumerate(rows) if row[0] == "during training"]
-        final = [i for i, row in enumerate(rows) if row[0] != "during training"]
+        during = [i for i, row in enumerate(rows) if row.what != "final"]
+        final = [i for i, row in enumerate(rows) if row.what == "final"]
         for chosen, colour, marker, name in (
             (during, BLUE, "o", "during training"), (final, RED, "D", "final, with 95% interval"),
         ):  # fmt: skip
@@ -98,6 +101,7 @@ def cider(run: Run, band: Band, thresholds: Mapping[str, float]) -> Plot | None:
                     epochs[chosen], scores[chosen], yerr=spread, color=colour, marker=marker,
                     capsize=2.5, elinewidth=0.9, label=name,
                 )  # fmt: skip
+        whole_numbers(axes)
         axes.set(xlabel="epoch", ylabel="CIDEr", xlim=(0, end * 1.04))
         axes.set_ylim(bottom=min(0.0, *axes.get_ylim()))
         legend(axes)
@@ -111,22 +115,27 @@ def cider(run: Run, band: Band, thresholds: Mapping[str, float]) -> Plot | None:
     return picture("cider", "CIDEr by epoch", about, table, draw)
 
 
-def _scores(run: Run) -> list[tuple[str, float, float, float, float]]:
-    """What it was, epoch, score and the ends of its interval."""
-    found = [
-        (
-            "during training",
-            *(as_float(r.get(k)) for k in ("epoch", "cider", "cider_low", "cider_high")),
-        )
-        for r in run.evaluations
-    ]
-    facts, score = run.facts, run.facts.value("scores", "score", "cider")
-    if score is not None:
-        ends = (facts.value("scores", "score", f"cider_{end}") for end in ("low", "high"))
-        low, high = (as_float(end) for end in ends)
-        found.append((str(run.evaluation.get("split", "final")), run.epochs_done, score, low, high))
-    rows = [row for row in found if np.isfinite(row[1])]
-    return [rows[i] for i in thin(np.array([row[2] for row in rows]), MOST_ROWS)] if rows else []
+class _Score(NamedTuple):
+    what: str
+    epoch: float
+    cider: float
+    low: float
+    high: float
+
+
+def _scores(run: Run) -> list[_Score]:
+    """Those during training, then the final one."""
+    found = []
+    for row in run.evaluations:
+        epoch, score = as_float(row.get("epoch")), as_float(row.get("cider"))
+        low, high = as_float(row.get("cider_low")), as_float(row.get("cider_high"))
+        found.append(_Score("during training", epoch, score, low, high))
+    names = ("cider", "cider_low", "cider_high")
+    final = [as_float(run.facts.value("scores", "score", name)) for name in names]
+    if np.isfinite(final[0]):
+        found.append(_Score("final", run.epochs_done, *final))
+    rows = [row for row in found if np.isfinite(row.epoch)]
+    return [rows[i] for i in thin(np.array([row.cider for row in rows]), MOST_ROWS)]
 
 
 def _expected(axes: Axes, band: Band, end: float) -> None:
@@ -150,7 +159,7 @@ def gates(run: Run) -> Plot | None:
     lines = {k: (x, y) for k, (x, y) in lines.items() if np.isfinite(y).any()}
     if not lines:
         return None
-    return series("gates", "Gates over time", ("optimizer step", "gate (factor)"), lines, zero=True)
+    return series("gates", "Gates over time", ("optimizer step", "gate (factor)"), lines)
 
 
 def _probed_gates(run: Run) -> dict[str, tuple[Floats, Floats]]:
@@ -183,11 +192,12 @@ def series(
         lines = {k: (x, smooth(y, max(1, len(y) // 50))) for k, (x, y) in lines.items()}
 
     def draw(axes: Axes) -> None:
-        for i, (name, (x, y)) in enumerate(lines.items()):
+        for i, (name, (x, y)) in enumerate(list(lines.items())[:MOST_LINES]):
             kept, turn = thin(y), i // len(SERIES)
             axes.plot(
                 x[kept], y[kept], color=SERIES[i % len(SERIES)], ls=DASHES[turn % len(DASHES)],
-                marker=MARKERS[i % len(MARKERS)], markevery=max(1, len(kept) // 6), label=name,
+                marker=MARKERS[i % len(MARKERS)], markevery=max(1, len(kept) // 6),
+                label=label(name),
             )  # fmt: skip
         _at_least(axes, 0.1)
         axes.set(xlabel=labels[0], ylabel=labels[1])
@@ -195,11 +205,11 @@ def series(
         legend(axes, columns=4)
 
     ends = [
-        f"{name} from {number(y[np.isfinite(y)][0])} to {number(y[np.isfinite(y)][-1])}"
+        f"{label(name)} from {number(y[np.isfinite(y)][0])} to {number(y[np.isfinite(y)][-1])}"
         for name, (_, y) in lines.items() if np.isfinite(y).any()
     ]  # fmt: skip
     each = max(2, MOST_ROWS // max(1, len(lines)))
-    rows = [(name, x[i], y[i]) for name, (x, y) in lines.items() for i in thin(y, each)]
+    rows = [(label(k), x[i], y[i]) for k, (x, y) in lines.items() for i in thin(y, each)]
     return picture(key, title, f"{title}: {'; '.join(ends)}.", Table(("", *labels), rows), draw)
 
 

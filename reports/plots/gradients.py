@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from probes.ledger import State
 from probes.record import Record
-from reports.plain import plain
 from reports.plots.curves import column
 from reports.plots.palette import BLUE, GREY, INK, RED
-from reports.plots.plot import Plot, Table, legend, log_axis, picture
+from reports.plots.plot import Plot, Table, label, legend, log_axis, picture
 from reports.printed import number
 from reports.run import Run
 
@@ -39,7 +38,7 @@ def heat(run: Run) -> Plot | None:
 
     def draw(axes: Axes) -> None:
         shown = np.where(np.isfinite(cells) & (cells > 0), cells, np.nan)
-        _heat(axes, shown, [plain(name) for name in names], ends)
+        _heat(axes, shown, [label(name) for name in names], ends)
         _mark(axes, cells == 0, "0", "exactly zero")
         _mark(axes, np.isinf(cells), "x", "not finite")
         axes.set_xlabel("up to optimizer step")
@@ -53,7 +52,7 @@ def heat(run: Run) -> Plot | None:
         for i, end in enumerate(ends)
     ]
     height = 1.25 + 0.26 * len(names)
-    table = Table(("", *map(plain, names)), rows)
+    table = Table(("", *map(label, names)), rows)
     return picture("heat", "Gradient norm by component and step", about, table, draw, height)
 
 
@@ -64,7 +63,7 @@ def components(run: Run) -> Plot | None:
     if not norms:
         return None
     found = sorted(norms.values(), key=_rank)[:MOST_ROWS]
-    names, places = [plain(_name(r)) for r in found], np.arange(len(found))
+    names, places = [label(_name(r)) for r in found], np.arange(len(found))
     values = np.array([r.value for r in found])
     step = run.facts.step("gradflow")
 

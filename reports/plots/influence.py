@@ -7,9 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from probes.findings.facts import Facts
-from reports.plain import plain
 from reports.plots.palette import BLUE, INK, RED
-from reports.plots.plot import Plot, Table, legend, picture
+from reports.plots.plot import Plot, Table, label, legend, picture
 from reports.printed import number
 
 CONTROLS = {
@@ -59,7 +58,7 @@ def _picture(key: str, title: str, what: str, bars: Sequence[Bar]) -> Plot | Non
     bars = bars[:_MOST]
     if not bars:
         return None
-    names = [plain(bar[0]) for bar in bars]
+    names = [label(bar[0]) for bar in bars]
     change, error, kl = (np.array([bar[i] for bar in bars]) for i in (1, 2, 3))
     places = np.arange(len(bars))
 

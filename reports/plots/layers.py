@@ -79,6 +79,7 @@ def contribution(facts: Facts, expected: tuple[float, float]) -> Plot | None:
             f"drowns the text {loud:g}", (0.01, loud), xycoords=("axes fraction", "data"),
             ha="left", va="bottom", fontsize=8, color=GREY,
         )  # fmt: skip
+        axes.set_ylim(top=max(axes.get_ylim()[1], 1.6 * loud))
         _depth(axes, layers)
         axes.set_ylabel("share of the hidden state")
         legend(axes)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup
@@ -18,7 +19,7 @@ from reports.printed import number
 WIDTH, HEIGHT = 6.0, 3.3
 """Inches; drawn this narrow, a plot's text is still readable on a phone."""
 MOST_ROWS = 120
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and read aloud
     "svg.hashsalt": "safe-probe",
     "text.parse_math": False,  # a dollar in a name is a dollar
@@ -58,8 +59,9 @@ class Table:
 @contextmanager
 def house_style() -> Iterator[None]:
     """Matplotlib's settings for our plots; the caller's come back."""
-    defaults = {k: v for k, v in mpl.rcParamsDefault.items() if not k.startswith("backend")}
-    with mpl.rc_context({**defaults, **_STYLE}):
+    known = mpl.rcParamsDefault.items()
+    settings: Any = {k: v for k, v in known if not k.startswith("backend")} | _STYLE
+    with mpl.rc_context(settings):
         yield
 
 
@@ -107,6 +109,12 @@ def legend(axes: Axes, columns: int = 3) -> None:
             handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns,
             borderaxespad=0.2, columnspacing=1.2,
         )  # fmt: skip
+
+
+def label(name: object) -> str:
+    """A name from a file, short enough to stand in a picture."""
+    text = plain(name)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _rows(rows: Sequence[Sequence[object]]) -> tuple[tuple[str, ...], ...]:

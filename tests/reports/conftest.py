@@ -234,6 +234,14 @@ def make_whole_run(tmp_path: Path) -> RunFactory:
 
 
 @pytest.fixture(scope="session")
+def write_folder() -> RunFactory:
+    """write_folder(folder, whole=True, **files): the same, anywhere, for fixtures of any scope."""
+    return lambda folder, whole=True, **files: (
+        write_whole_run(folder, **files) if whole else write_run(folder, **files)
+    )
+
+
+@pytest.fixture(scope="session")
 def run_rows() -> dict[str, Callable[..., Any]]:
     """The makers of single files' contents by name, to change some of it."""
     return {
