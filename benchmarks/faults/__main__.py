@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module="torch")  # of the faults themselves
+    for module in ("torch", "peft"):
+        warnings.filterwarnings("ignore", module=module)  # of the set-ups themselves
     set_ups = healthy()
     if args.only and args.only not in (*FAULTS, *set_ups):
         parser.error(f"no set-up {args.only!r}{did_you_mean(args.only, [*FAULTS, *set_ups])}")

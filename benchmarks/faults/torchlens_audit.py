@@ -4,6 +4,7 @@ It is asked twice, by the severity of what it reports: ``critical`` only (values
 are not finite, or far too large), and anything at all.
 """
 
+import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -23,7 +24,8 @@ def torchlens_audit(bench: Bench) -> Mapping[str, bool | None]:
     if not INSTALLED:
         return dict.fromkeys(NAMES)
     try:
-        severities = _severities(bench)
+        with warnings.catch_warnings(action="ignore"):
+            severities = _severities(bench)
     except Exception as error:
         print(f"        torchlens cannot trace it: {type(error).__name__}: {str(error)[:80]}")
         severities = set()
@@ -43,6 +45,6 @@ def _severities(bench: Bench) -> set[str]:
         trace = torchlens.trace(model, inputs, capture=options)
     outputs: list[Any] = [trace[name].out for name in trace.output_layers]
     loss = next(out for out in outputs if out.dim() == 0)
-    trace.log_backward(loss * (bench.loss_scale / batch.supervised))
+    trace.log_backward(loss / batch.supervised)  # unscaled: it would take the scale for explosion
     audit = torchlens.debug.audit_trace(trace)
     return {finding.severity for finding in audit.findings}
