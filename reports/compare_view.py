@@ -11,7 +11,6 @@ from probes.findings.view import STYLES, grouped, measured, place
 from reports.compare import Comparison, Curve, Side
 from reports.console import GRADES
 from reports.grade import Grade
-from reports.paired import Difference
 from reports.plain import plain, sparkline
 from reports.tables import Cell, Fitting, table
 
@@ -48,18 +47,12 @@ def _scores(letters: Sequence[str], sides: Sequence[Side]) -> RenderableType:
             lines.append(
                 Text(
                     f"   {letter} - A = {d.mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}] over {d.clips} "
-                    f"clips: {_word(d)}"
+                    f"clips: {d.word}"
                 )
             )
         elif side.not_comparable:
             lines.append(Text(plain(f"   not comparable with A: {side.not_comparable}"), "yellow"))
     return Group(*lines)
-
-
-def _word(difference: Difference) -> str:
-    if difference.low > 0:
-        return "better"
-    return "worse" if difference.high < 0 else "no clear difference"
 
 
 def _score(side: Side) -> str:

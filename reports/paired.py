@@ -18,6 +18,13 @@ class Difference:
     """97.5th percentile."""
     clips: int
 
+    @property
+    def word(self) -> str:
+        """``better``, ``worse``, or ``no clear difference`` when the interval holds zero."""
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "no clear difference"
+
     def __str__(self) -> str:
         return f"{self.mean:+.1f} [95% {self.low:+.1f}, {self.high:+.1f}]"
 

@@ -55,7 +55,7 @@ def _rows(watched: Watched) -> list[tuple[str, RenderableType]]:
     rows.append(("CIDEr", _score(run)))
     skipped = sum(bool(row.get("skipped")) for row in steps)
     if skipped:
-        rows.append(("skipped", Text(f"{skipped} steps were not finite", "bold red")))
+        rows.append(("skipped", Text(f"{skipped} not finite", "bold red")))
     return rows
 
 

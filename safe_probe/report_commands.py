@@ -5,12 +5,14 @@ import io
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from configs.errors import ConfigError
+from reports.errors import ReportError
 from reports.report import Report
 from reports.run import read_run
 from reports.verdict import Decision
@@ -25,7 +27,8 @@ def report(arguments: argparse.Namespace) -> int:
     if arguments.junit is not None:
         from reports.junit import junit
 
-        _write(arguments.junit, junit(judged))
+        with _writing(arguments.junit):
+            arguments.junit.write_text(junit(judged), encoding="utf-8")
     if arguments.html or arguments.open:
         _page(judged, arguments.open)
     if arguments.json:
@@ -72,11 +75,13 @@ def compare(arguments: argparse.Namespace) -> int:
     """Hold runs against the first of them."""
     from reports.compare import Comparison
 
-    comparison = Comparison.of([Report.of(path) for path in arguments.paths])
+    reports = [Report.of(path) for path in arguments.paths]
+    comparison = Comparison.of(reports)
     if arguments.html is not None:
-        from reports.html import comparison_page
+        from reports import html
 
-        _write(arguments.html, comparison_page(comparison))
+        with _writing(arguments.html):
+            html.write_page(html.render_comparison(reports), arguments.html)
     if arguments.json:
         _print_json(comparison.to_json())
     else:
@@ -109,17 +114,20 @@ def _page(judged: Report, show: bool) -> None:
 
     from reports import html
 
-    file = html.write(judged)
-    print(f"wrote {file}", file=sys.stderr)
-    if show and not webbrowser.open(file.resolve().as_uri()):
+    file = judged.run.path / "report.html"
+    with _writing(file):
+        html.write(judged, file)
+    if show and not webbrowser.open(file.as_uri()):
         print("no browser found here; open the file yourself", file=sys.stderr)
 
 
-def _write(path: Path, text: str) -> None:
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say what was written; a folder that cannot be written to is the user's to mend."""
     try:
-        path.write_text(text, encoding="utf-8")
+        yield
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+        raise ReportError(f"{path} cannot be written: {error.strerror}") from None
     print(f"wrote {path}", file=sys.stderr)
 
 

@@ -75,7 +75,7 @@ def test_what_is_appended_shows(young: Path, run_rows: Any) -> None:
         file.write('ep": 21, "epoch": 2.1, "loss": NaN, "skipped": true}\n')
     watched.poll()
     text = shown(watched)
-    assert watched.run.last_step == 21 and "1 steps were not finite" in text and "nan" in text
+    assert watched.run.last_step == 21 and "1 not finite" in text and "nan" in text
 
 
 def test_findings_appear_with_the_records(young: Path, run_rows: Any) -> None:
