@@ -130,7 +130,7 @@ def read_run(path: Path | str) -> Run:
     """
     folder, step = _locate(Path(path))
     reader = _Reader(folder)
-    rows = reader.lines("metrics.jsonl")
+    rows = reader.metrics()
     if step is not None:
         rows = [row for row in rows if row.get("step", 0) <= step]
     whole, config = step is None, _config(folder)
@@ -141,7 +141,7 @@ def read_run(path: Path | str) -> Run:
         steps=tuple(r for r in rows if r.get("kind") == "step"),
         evaluations=tuple(r for r in rows if r.get("kind") == "evaluation"),
         probed=tuple(r for r in reader.records() if whole or r.step <= (step or 0)),
-        evaluation=reader.mapping(f"{scored}evaluation.json"),
+        evaluation=reader.json(f"{scored}evaluation.json", dict, float) or {},
         captions={r["clip"]: r for r in reader.lines(f"{scored}captions/final.jsonl", "clip")},
         references={
             r["clip"]: r for r in reader.lines(f"{scored}captions/references.jsonl", "clip")
@@ -191,6 +191,12 @@ def _is_owned(folder: Path) -> bool:
     return True
 
 
+def _is_placed(row: Row) -> bool:
+    step, epoch = row.get("step"), row.get("epoch")
+    number = isinstance(epoch, int | float) and not isinstance(epoch, bool)
+    return type(step) is int and 0 <= step < 2**53 and number and 0 <= epoch < 2**53
+
+
 class _Reader:
     """Reads the files of a run, and keeps what went wrong."""
 
@@ -198,11 +204,11 @@ class _Reader:
         self.folder = folder
         self.damaged: dict[str, str] = {}
 
-    def json(self, name: str, kind: type) -> Any:
-        """A JSON file holding a ``kind``; None when absent or damaged."""
+    def json(self, name: str, kind: type, parse_constant: Callable[[str], Any] = str) -> Any:
+        """A JSON file holding a ``kind``; None when absent or damaged. NaN stays a word."""
 
         def parse(text: str) -> Any:
-            value = json.loads(text)
+            value = json.loads(text, parse_constant=parse_constant)
             if not isinstance(value, kind):
                 raise ValueError(f"holds a {type(value).__name__}, not a {kind.__name__}")
             return value
@@ -225,6 +231,15 @@ class _Reader:
             except ValueError as error:
                 self.damaged.setdefault(name, f"line {number}: {error}")
         return rows
+
+    def metrics(self) -> list[Row]:
+        """Rows of metrics.jsonl with a step and an epoch that can be one."""
+        rows = self.lines("metrics.jsonl")
+        good = [row for row in rows if _is_placed(row)]
+        if len(good) < len(rows):
+            without = f"{len(rows) - len(good)} rows without a step or an epoch are left out"
+            self.damaged.setdefault("metrics.jsonl", without)
+        return good
 
     def records(self) -> list[Record]:
         """Of the training's probes, and of a later check."""
