@@ -1,5 +1,7 @@
 """A calibration's proposal for people."""
 
+from pathlib import Path
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -7,8 +9,13 @@ from probes.proposal import Proposal
 from safe_probe.views import bar, number, table
 
 
-def calibration_view(proposal: Proposal) -> RenderableType:
-    """Contribution and loss before and after, and the values to set."""
+def calibration_view(proposal: Proposal, file: Path | None = None) -> RenderableType:
+    """Contribution and loss before and after, the values to set, and where they are written.
+
+    Args:
+        proposal: what was measured and found.
+        file: the config file that was written, if any.
+    """
     before, after = proposal.before, proposal.after
     view = table(
         "contribution at the start (wanted: 0.1-0.3 in every fusion layer)",
@@ -25,4 +32,6 @@ def calibration_view(proposal: Proposal) -> RenderableType:
         f"\nproposal ({state}, {proposal.trials} settings measured):\n",
         *(f"  --set {value}" for value in proposal.set_values),
     )
-    return Group(view, losses, *(Text(line, "yellow") for line in proposal.lines), values)
+    written = f"written to {file}" if file else "--output FILE writes them as a config file"
+    notes = [Text(line, "yellow") for line in proposal.lines]
+    return Group(view, losses, *notes, values, Text(written))

@@ -123,7 +123,7 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
     else:
         from safe_probe.calibration_view import calibration_view
 
-        console.print(calibration_view(proposal))
+        console.print(calibration_view(proposal, arguments.output))
     return 0 if proposal.satisfied else 1
 
 

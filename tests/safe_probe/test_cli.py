@@ -193,6 +193,7 @@ def test_calibrate_writes_a_config_that_check_accepts(run: Any, tmp_path: Path) 
     file = tmp_path / "calibrated.yaml"
     code, out, _ = run("calibrate", "--config", "demo", "--output", str(file))
     assert code in (0, 1) and "--set model.projector.scale=" in out
+    assert f"written to {file}" in "".join(out.split("\n"))
     from configs.overrides import load_yaml
 
     base, values = load_yaml(file)
