@@ -22,6 +22,12 @@ _SUCCESS = 'seed, "Success Criteria"'
 _COUNTS = 'seed, "Parameter Count Breakdown"'
 _OURS = "design: a score without its control is not evidence"
 
+
+def _about(parameters: float) -> Within:
+    """Within a tenth, in millions; as in SP506."""
+    return Within(round(0.9e-6 * parameters, 2), round(1.1e-6 * parameters, 2), unit="M")
+
+
 CRITERIA: tuple[Criterion, ...] = (
     Criterion(
         "final_cider", "Final CIDEr", "after", True,
@@ -66,14 +72,14 @@ CRITERIA: tuple[Criterion, ...] = (
     ),
     Criterion(
         "loss_drop", "Sharp loss drop in the first 2 epochs", "during", False,
-        AtLeast(0.25, partial=0.1), _DYNAMICS,
+        AtLeast(25, partial=10, unit="%"), _DYNAMICS,
         "Share of the first loss that is gone after 2 epochs. A model that hears nothing learns "
         "the captions' language and drops as well: no evidence of hearing.",
         f"{_TRAIN} --epochs 2", from_training.loss_drop,
     ),
     Criterion(
         "gradients", "Gradients reach projector and fusion", "during", False,
-        AtLeast(0.99, partial=0.5), 'seed, "Verification Checklist"',
+        AtLeast(99, partial=50, unit="%"), 'seed, "Verification Checklist"',
         "Share of steps with a finite gradient above 0, the worse of the two.",
         _TRAIN, from_training.gradients,
     ),
@@ -94,7 +100,7 @@ CRITERIA: tuple[Criterion, ...] = (
     ),
     Criterion(
         "gates", "Gates open and learning", "after", False,
-        AtLeast(1.0, partial=0.5), 'seed, "Fusion Adapter Initialization"',
+        AtLeast(100, partial=50, unit="%"), 'seed, "Fusion Adapter Initialization"',
         "Share of gates that are open, trainable and, in a trained run, have moved.",
         _CHECK, from_probes.gates,
     ),
@@ -107,26 +113,26 @@ CRITERIA: tuple[Criterion, ...] = (
     ),
     Criterion(
         "specificity", "Captions are specific", "after", False,
-        AtLeast(0.5, partial=0.25), 'seed, "Verification Checklist": sample captions',
+        AtLeast(50, partial=25, unit="%"), 'seed, "Verification Checklist": sample captions',
         "1 minus the rate of generic captions: those that another clip has too, or that hold no "
         "word used in fewer than a fifth of the captions.",
         _EVALUATE, from_scores.specificity,
     ),
     Criterion(
         "trainable", "Trainable parameters", "before", False,
-        Within(0.9 * _PHASE1.trainable, 1.1 * _PHASE1.trainable), f"{_COUNTS}: about 380M",
+        _about(_PHASE1.trainable), f"{_COUNTS}: about 380M",
         "Whether the model is the size that was announced.",
         "safe-probe params --config phase1", from_training.parameters("trainable"),
     ),
     Criterion(
         "projector_size", "Projector parameters", "before", False,
-        Within(0.9 * _PHASE1.projector, 1.1 * _PHASE1.projector), f"{_COUNTS}: 168M",
+        _about(_PHASE1.projector), f"{_COUNTS}: 168M",
         "As above, for the projector.",
         "safe-probe params --config phase1", from_training.parameters("projector"),
     ),
     Criterion(
         "lora_size", "LoRA parameters", "before", False,
-        Within(0.9 * _PHASE1.lora, 1.1 * _PHASE1.lora), f"{_COUNTS}: 10.5M",
+        _about(_PHASE1.lora), f"{_COUNTS}: 10.5M",
         "As above, for the fusion's LoRA.",
         "safe-probe params --config phase1", from_training.parameters("lora"),
     ),

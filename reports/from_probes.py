@@ -60,7 +60,7 @@ def _distance(value: float) -> float:
 
 
 def gates(run: Run) -> Measurement | None:
-    """Share of gates that are open, trainable and have moved."""
+    """Percentage of gates that are open, trainable and have moved."""
     effective = run.facts.layers("gates", "gate", "effective")
     if not effective:
         return None
@@ -75,7 +75,7 @@ def gates(run: Run) -> Measurement | None:
     stuck = [str(layer) for layer in effective if layer not in good]
     if stuck:
         text += f"; closed, frozen or unmoved at layer {', '.join(stuck)}"
-    return Measurement(len(good) / len(effective), text, f"{len(good)} of {len(effective)}")
+    return Measurement(100 * len(good) / len(effective), text, f"{len(good)} of {len(effective)}")
 
 
 def parity(run: Run) -> Measurement | None:

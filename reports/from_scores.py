@@ -89,7 +89,7 @@ def _versus_run(run: Run, baseline: Run) -> Measurement:
 
 
 def specificity(run: Run) -> Measurement | None:
-    """Share of captions that say something about their clip alone."""
+    """Percentage of captions that say something about their clip alone."""
     captions = [row[OWN] for row in run.captions.values() if isinstance(row.get(OWN), str)]
     if not captions:
         return None
@@ -101,7 +101,7 @@ def specificity(run: Run) -> Measurement | None:
         f"{generic:.0%} generic; {distinct} distinct of {len(captions)} captions, vocabulary "
         f"{len(set().union(*words))}, the commonest one for {commonest:.0%} of the clips"
     )
-    return Measurement(1 - generic, text, f"{1 - generic:.0%}")
+    return Measurement(100 * (1 - generic), text, f"{1 - generic:.0%}")
 
 
 def generic_rate(captions: Iterable[str]) -> float:

@@ -35,7 +35,7 @@ def cider_after(epoch: int, expected: float) -> Callable[[Run], Measurement | No
 
 
 def loss_drop(run: Run) -> Measurement | None:
-    """Share of the first loss that is gone after 2 epochs; medians over steps."""
+    """Percentage of the first loss that is gone after 2 epochs; medians over steps."""
     if run.epochs_done < 2 - 1e-6:
         return None
     losses = [float(row["loss"]) for row in run.steps if row["epoch"] <= 2 + 1e-6]
@@ -44,14 +44,14 @@ def loss_drop(run: Run) -> Measurement | None:
         return None
     first, after = median(finite[:_FIRST]), median(finite[-_LAST:])
     return Measurement(
-        1 - after / first,
+        100 * (1 - after / first),
         f"loss {first:.2f} to {after:.2f} nats/token; this alone is no evidence of hearing",
         f"{1 - after / first:.0%}",
     )
 
 
 def gradients(run: Run) -> Measurement | None:
-    """Share of steps with a finite gradient above 0, the worse of projector and adapter."""
+    """Percentage of steps with a finite gradient above 0, the worse of projector and adapter."""
     shares = {}
     for name in ("projector", "adapter"):
         norms = [row[key] for row in run.steps if (key := f"grad_norm/{name}") in row]
@@ -63,7 +63,7 @@ def gradients(run: Run) -> Measurement | None:
     text = f"projector {shares['projector']:.1%} of the steps, fusion {shares['adapter']:.1%}"
     if skipped:
         text += f"; {skipped} steps were skipped"
-    return Measurement(shares[worst], text, f"{shares[worst]:.1%}")
+    return Measurement(100 * shares[worst], text, f"{shares[worst]:.1%}")
 
 
 def _flows(norm: object) -> bool:
@@ -71,14 +71,14 @@ def _flows(norm: object) -> bool:
 
 
 def parameters(part: Literal["trainable", "projector", "lora"]) -> Callable[[Run], Measurement]:
-    """Trainable parameters, measured by the probe or counted from the configuration."""
+    """Trainable parameters in millions, measured, or counted from the configuration."""
 
     def measure(run: Run) -> Measurement:
         count, how = _count(run, part)
         text = f"{count / 1e6:.2f}M {how}"
         if run.config.model.hidden_size != _STATED_SIZE:
             return Measurement(None, f"{text}; {_elsewhere(run.config)}", f"{count / 1e6:.2f}M")
-        return Measurement(count, text, f"{count / 1e6:.1f}M")
+        return Measurement(count / 1e6, text, f"{count / 1e6:.1f}M")
 
     return measure
 

@@ -166,7 +166,7 @@ def test_loss_drop_is_of_the_first_two_epochs(
     run = read_run(make_whole_run(metrics=rows))
     found = outcome(run, "loss_drop")
     first = median(row["loss"] for row in rows[:5])
-    assert found.value == pytest.approx(1 - median(r["loss"] for r in rows[30:40]) / first)
+    assert found.value == pytest.approx(100 - 100 * median(r["loss"] for r in rows[30:40]) / first)
     assert found.grade is grade and "no evidence of hearing" in found.evidence
 
 
@@ -183,7 +183,7 @@ def test_gradients_are_judged_by_the_worse_part(
     for row in rows[:6]:
         row["grad_norm/adapter"] = bad
     found = need(from_training.gradients(read_run(make_whole_run(metrics=rows))))
-    assert found.value == pytest.approx(24 / 30) and "projector 100.0%" in found.evidence
+    assert found.value == pytest.approx(80) and "projector 100.0%" in found.evidence
 
 
 def test_sizes_of_the_real_model_agree_or_are_off(make_run: MakeRun) -> None:
@@ -199,8 +199,9 @@ def test_sizes_of_the_real_model_agree_or_are_off(make_run: MakeRun) -> None:
     # Linear 512-1024 and 1024-(32 x 5120), LayerNorm 512, 4 layers x 4 matrices x rank 64
     projector = 512 * 1024 + 1024 + 1024 * 163_840 + 163_840 + 2 * 512
     lora = 4 * 4 * 64 * 2 * 5120
-    assert got["projector_size"].value == projector and got["lora_size"].value == lora
-    assert got["trainable"].value == projector + lora + 4
+    assert got["projector_size"].value == projector / 1e6
+    assert got["lora_size"].value == lora / 1e6
+    assert got["trainable"].value == (projector + lora + 4) / 1e6
 
 
 def test_cost_of_another_model_is_shown_and_not_judged(make_whole_run: MakeRun) -> None:
@@ -265,7 +266,7 @@ def test_gate_that_is_closed_frozen_or_unmoved_is_counted(
         for r in run_rows["records"]()
     ]
     found = outcome(read_run(make_whole_run(records=records)), "gates")
-    assert found.value == 0.75 and found.grade is Grade.PARTIAL
+    assert found.value == 75 and found.grade is Grade.PARTIAL
     assert found.evidence.endswith("at layer 6")
 
 
