@@ -19,6 +19,10 @@ is entered once, under its owner.
   :class:`~probes.ledger.Reason`.
 - Components: ``none``, ``zero``, ``finite``, ``nonfinite``, how many trainable tensors are in that
   state; ``moved_share`` of these tensors; ``deadlock``, 1 when zeros in it wait for each other.
+- Whole components (no layer) of float32 and float64 models, where finite differences of the first
+  batch's loss can tell: ``slope``, measured slope along the gradient / its norm (1: right, 0: not
+  the gradient of this loss, -1: reversed); ``slope_mismatch``, measured minus expected slope along
+  random directions, RMS relative to the expected ones (0: right).
 - ``model``: ``loss`` (mean, nats/token), ``norm`` (of the whole mean gradient), ``batches``,
   ``frozen_moved`` (frozen tensors that the step changed), ``optimizer_given`` (0: the step was one
   of a plain AdamW, lr 1e-3, over all trainables, so only ``moved`` means something).
@@ -41,6 +45,7 @@ from probes.ledger import Reason, State
 from probes.record import Record, Rows
 from probes.resolved_path import ResolvedPath
 from probes.session import Mode, Session
+from probes.slopes import Slope, fine_enough, slopes
 from probes.statistics import precise_norm
 from probes.trial_step import fingerprint, trial_step
 
@@ -79,9 +84,15 @@ def measure(
         losses = [run.take(batch) for batch in batches]
         frozen_moved = run.step(clip_norm)
         run.explain()
+        checked = run.slopes(batches[0])
     places = _places(context.path, entries)
     for (component, layer), members in places.items():
         _report_component(rows, component, layer, members)
+    for component, slope in checked.items():
+        if slope.along_gradient is not None:
+            rows.add(component, "slope", slope.along_gradient, "ratio")
+        if slope.random_mismatch is not None:
+            rows.add(component, "slope_mismatch", slope.random_mismatch, "ratio")
     for entry in entries:
         _report_parameter(rows, entry)
     rows.add("model", "loss", sum(losses) / len(losses), "nats/token")
@@ -184,6 +195,22 @@ class _Run:
         )
         for key, reason in experiment.explain(zero).items():
             zero[key].reason = reason
+
+    def slopes(self, batch: Batch) -> dict[str, Slope]:
+        """Check the gradient of one batch by finite differences, by component."""
+        if not fine_enough(self.context.path.model, self.session.device):
+            return {}
+        parts: dict[str, list[torch.nn.Parameter]] = {}
+        for entry in self.trainable:
+            parts.setdefault(entry.owned.component, []).append(entry.owned.parameter)
+
+        def loss(gradient: bool) -> float:
+            value = self.context.loss_fn(self.session.forward(batch, grad=gradient), batch)
+            if gradient and value.requires_grad:
+                self.session.backward(value)
+            return float(value.detach())
+
+        return slopes(parts, loss)
 
     def _with_gradient(self) -> set[int]:
         """Run all batches again; the ``id`` of the parameters whose gradient is not zero now."""

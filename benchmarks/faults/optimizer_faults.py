@@ -1,9 +1,11 @@
 """Faults of the optimizer and of what is trainable."""
 
 import copy
+from types import MethodType
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.faults.bench import Bench
 from benchmarks.faults.registry import fault
@@ -162,3 +164,34 @@ def trainables_in_bfloat16(bench: Bench) -> None:
     """The whole model was cast to bfloat16, what trains too."""
     for parameter in bench.trainer.parameters.values():
         parameter.data = parameter.data.to(torch.bfloat16)
+
+
+@fault("usual mistake: a gradient reversal layer left from adversarial training", "SP318 projector")
+def projector_gradient_reversed(bench: Bench) -> None:
+    """A hook turns every gradient of the projector round."""
+    for parameter in bench.model.projector.parameters():
+        parameter.register_hook(torch.neg)
+
+
+@fault("usual mistake: gradient noise instead of added gradient noise", "SP318 fusion")
+def fusion_gradient_noise(bench: Bench) -> None:
+    """A hook puts noise of the same spread in the place of LoRA's gradients."""
+    for name, parameter in bench.model.fusion.named_parameters():
+        if "lora_B" in name:
+            parameter.register_hook(lambda g: torch.randn_like(g) * g.square().mean().sqrt())
+
+
+@fault("usual mistake: keys detached, values not", "SP319 projector")
+def keys_detached(bench: Bench) -> None:
+    """Keys are made of detached tokens: the projector cannot learn where attention looks."""
+
+    def detached(block: Any) -> Any:
+        def keys_values(_self: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+            tokens = tokens.to(block.query_norm.weight.dtype)
+            return block._heads(block.k_proj(tokens.detach())), block._heads(block.v_proj(tokens))
+
+        return MethodType(keys_values, block)
+
+    model: Any = bench.model
+    for block in model.fusion.blocks().values():
+        block.keys_values = detached(block)

@@ -98,6 +98,14 @@ class Thresholds:
         0.05, "ratio", "||mean gradient|| / its standard deviation over batches",
         "pure noise gives 1/sqrt(batches)",
     )  # fmt: skip
+    wrong_slope: float = _limit(
+        0.2, "ratio", "how far the loss's slope along the gradient may be from its norm",
+        "at most 0.01 in 40 healthy float32 set-ups",
+    )  # fmt: skip
+    missing_slope: float = _limit(
+        0.2, "ratio", "how far slopes along random directions may be from what the gradient says",
+        "at most 0.006 in 40 healthy float32 set-ups; 1 where as much is missing as is there",
+    )  # fmt: skip
     warm: float = _limit(
         100, "steps", "optimizer steps after which a trained model is judged as one",
         f"the shuffled-minus-true gap was at least 0.1 nat by step 100 in the good runs ({_RUN})",

@@ -156,6 +156,12 @@ CASES: dict[str, list[tuple[list[str], list[str]]]] = {
     "SP316": [(["gradflow model norm 750"], ["gradflow model norm 5"])],
     "SP317": [(["gradflow model batches 8", "gradflow projector snr 0.01"],
                ["gradflow model batches 2", "gradflow projector snr 0.01"])],
+    "SP318": [(["gradflow projector slope -1"], ["gradflow projector slope 0.99"]),
+              (["gradflow projector slope 0.001"], ["gradflow projector slope 1.01"])],
+    "SP319": [(["gradflow projector slope_mismatch 0.7", "gradflow projector slope 1"],
+               ["gradflow projector slope_mismatch 0.01", "gradflow projector slope 1"]),
+              (["gradflow projector slope_mismatch 0.7"],  # SP318 says it
+               ["gradflow projector slope_mismatch 2", "gradflow projector slope -1"])],
     "SP401": [(["magnitude fusion calls@4 0"], ["magnitude fusion calls@4 1"]),
               (["magnitude fusion calls@4 0"],
                ["magnitude fusion calls@4 0", "gates gate outer_gate 0"])],

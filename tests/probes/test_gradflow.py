@@ -139,7 +139,9 @@ def test_tied_head_shows_its_owners_state(
     toy.lm.head.weight = toy.lm.embed.weight
     toy.lm.embed.weight.requires_grad_(True)
     log = _measure(_steady(toy), [make_batch()], toy_path)
-    assert _of(log, "lm_head") == _of(log, "text_embeddings")
+    own = _of(log, "text_embeddings")
+    assert own.pop("slope") == pytest.approx(1, abs=0.02) and own.pop("slope_mismatch") < 0.02
+    assert _of(log, "lm_head") == own
     assert len([r for r in log.select(statistic="state") if r.detail.endswith("weight")]) == 8
 
 
