@@ -31,7 +31,8 @@ class ProbeWatch(Callback):
 
     The training is the same to the bit with and without it. An interrupted and resumed run has
     the file of an uninterrupted one. A probe that cannot measure leaves a ``not_measured`` row,
-    as in :func:`safe_probe.diagnose`, and the training goes on.
+    as in :func:`safe_probe.diagnose`, and the training goes on. A tracker (``--track``) gets every
+    record as a scalar.
 
     Args:
         every: optimizer steps between two measurements; None for one epoch.
@@ -105,6 +106,8 @@ class ProbeWatch(Callback):
             *self._records(trainer, [n for n in probes if n in HELD_OUT], self._held_out),
         ]
         append_records(self._file, log)
+        scalars = {tag(record): record.value for record in log}
+        trainer.accelerator.log(scalars, step=trainer.position.step)  # nobody listens by default
 
     def _records(
         self, trainer: StageA, probes: Sequence[str], batches: Sequence[Any]
@@ -124,6 +127,12 @@ class ProbeWatch(Callback):
                 clip_norm=trainer.config.clip_norm,
             )
         return diagnosis.log.records
+
+
+def tag(record: Record) -> str:
+    """Name of a record's series in a tracker, e.g. ``gates/gate@6/effective``."""
+    layer = "" if record.layer is None else f"@{record.layer}"
+    return f"{record.probe}/{record.component}{layer}/{record.statistic}"
 
 
 def batches_of(dataset: CaptionDataset, seed: int, count: int, size: int) -> list[Any]:
