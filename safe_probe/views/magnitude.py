@@ -48,7 +48,7 @@ def vision_view(facts: Facts, vision: Facts | None, backbone: str, trained: bool
         said.append("\n" if said else "")
         said.append(
             f"the vision tower of {backbone} is tiny and random: its numbers are no reference and "
-            "no evidence;\nonly a LLaVA that was trained with pictures gives one",
+            "no evidence; only a LLaVA that was trained with pictures gives one",
             "yellow",
         )
     return said

@@ -38,6 +38,12 @@ def test_ratio_is_that_of_the_models_own_parts(subject: Subject) -> None:
     assert vision.to_json()["l2_to_text"] == pytest.approx(signal / text, rel=1e-4)
 
 
+def test_a_run_has_it_too(tiny_run: Any) -> None:
+    subject = build(Request(checkpoint=tiny_run.folder, device="cpu"), Console(quiet=True))
+    vision = vision_beside(subject)
+    assert vision is not None and len(vision.to_json()["layers"]) == 10
+
+
 def test_only_audio_has_vision_beside_it(subject: Subject) -> None:
     assert vision_beside(vision_subject(subject)) is None
 
