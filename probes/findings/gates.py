@@ -34,6 +34,7 @@ def _outer_shut(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
 
 @GATES.rule(
     "SP202", "The warm-up of the gate does not end", Link.GATE, Severity.ERROR, symptom=False,
+    explains=("SP406", "SP407", "SP408", "SP701", "SP702"),
     what="The outer gate over the steps; fires when it is below 1 and has not changed over "
     "{warm:g} steps, or is below {warmup_stuck:g} after {warmup_over:g} steps (a warning).",
     why="The signal stays at a fraction of its strength, and scores are those of that fraction.",

@@ -35,8 +35,9 @@ def trace(findings: Sequence[Finding]) -> list[Finding]:
     """Findings along the chain, the root cause first and its consequences marked.
 
     The root cause is the first broken link: of the findings of the worst severity the one whose
-    link comes first. A later finding is its consequence when it is a symptom (something measured
-    that an earlier break can cause), not when it is a setting that is wrong by itself.
+    link comes first, or a milder one that explains it (``Rule.explains``). A later finding is its
+    consequence when it is a symptom (something measured that an earlier break can cause), not when
+    it is a setting that is wrong by itself.
     """
     ordered = sorted(findings, key=_along_the_chain)
     root = root_cause(ordered)
@@ -60,10 +61,10 @@ def root_cause(findings: Sequence[Finding]) -> Finding | None:
         return None
     worst = max(f.severity for f in real)
     # what somebody has set comes before what follows from it within the same link
-    return min(
-        (f for f in real if f.severity == worst),
-        key=lambda f: (f.link, CATALOGUE[f.code].symptom, *_along_the_chain(f)[1:]),
-    )
+    first = lambda f: (f.link, CATALOGUE[f.code].symptom, *_along_the_chain(f)[1:])  # noqa: E731
+    root = min((f for f in real if f.severity == worst), key=first)
+    causes = [f for f in real if root.code in CATALOGUE[f.code].explains]
+    return min(causes, key=first, default=root)
 
 
 @dataclass(frozen=True)

@@ -258,14 +258,19 @@ def _sinks(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
     remedy="--set model.dtype=bfloat16 (or float32)",
 )  # fmt: skip
 def _float16(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
+    yield from near_overflow(facts, limits)
+
+
+def near_overflow(facts: Facts, limits: Thresholds) -> list[Hit]:
+    """The first place of a float16 model whose elements are close to the end of float16."""
     if not facts.value("parameters", "model", "dtype.float16"):
-        return
-    for statistic in ("max_abs", "sink_l2_median"):
-        for record in facts.all(_MAG, statistic):
-            if record.value >= limits.float16_room:
-                measured = f"{statistic} {record.value:.0f} in a float16 model"
-                yield Hit(record.component, record.layer, measured)
-                return
+        return []
+    return [
+        Hit(r.component, r.layer, f"{statistic} {r.value:.0f} in a float16 model")
+        for statistic in ("max_abs", "sink_l2_median")
+        for r in facts.all(_MAG, statistic)
+        if r.value >= limits.float16_room
+    ][:1]
 
 
 def _spread(values: dict[int, float]) -> str:

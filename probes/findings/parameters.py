@@ -140,7 +140,7 @@ def _memory(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
 
 @PARAMETERS.rule(
     "SP508", "Trainable weights in half precision", Link.OPTIMIZER, Severity.WARNING,
-    symptom=False,
+    symptom=False, explains=("SP212", "SP313"),
     what="Projector, fusion or gates that train and hold only float16 or bfloat16 parameters.",
     why="An update below 0.4% of a bfloat16 weight (0.05% in float16) is rounded away: with a "
     "learning rate of 1e-4 most steps change nothing.",

@@ -32,6 +32,8 @@ class Rule:
     check: Check
     symptom: bool = True
     """Whether a broken earlier link can cause it; False for what somebody has set."""
+    explains: tuple[str, ...] = ()
+    """Codes of worse findings that are its consequence, and do not stand beside it by chance."""
 
     def findings(self, facts: Facts, limits: Thresholds) -> Iterator[Finding]:
         """The findings of this rule."""
@@ -75,13 +77,25 @@ class Family:
         source: str,
         remedy: str,
         symptom: bool = True,
+        explains: tuple[str, ...] = (),
     ) -> Callable[[Check], Check]:
         """Enter the decorated function into the catalogue; see :class:`Rule` for the rest."""
 
         def enter(check: Check) -> Check:
             self.rules.append(
                 Rule(
-                    code, title, link, severity, what, why, expected, source, remedy, check, symptom
+                    code,
+                    title,
+                    link,
+                    severity,
+                    what,
+                    why,
+                    expected,
+                    source,
+                    remedy,
+                    check,
+                    symptom,
+                    explains,
                 )
             )
             self.rules.sort(key=lambda rule: rule.code)  # a family may be spread over files

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from probes.findings.facts import Facts, Hit
 from probes.findings.finding import Link, Severity
 from probes.findings.influence import INFLUENCE, output_is_nonfinite
+from probes.findings.magnitude import near_overflow
 from probes.findings.thresholds import Thresholds
 from probes.record import Record
 
@@ -213,9 +214,10 @@ def _masked(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     source="softmax over -inf alone",
     remedy="check the sense of the mask (True: may be attended to) and model.projector.min_tokens",
 )  # fmt: skip
-def _all_masked(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
+def _all_masked(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
     broken = facts.layers(_ATT, "fusion", "nonfinite")
-    finite = not facts.value(_MAG, "projector", "nonfinite")
+    # NaN that came in (SP101), or scores that overflowed (SP102), need no mask to make NaN rows
+    finite = not facts.value(_MAG, "projector", "nonfinite") and not near_overflow(facts, limits)
     masked = facts.layers(_ATT, "fusion", "all_masked")
     for layer in sorted(broken.keys() | masked.keys()):
         if masked.get(layer):

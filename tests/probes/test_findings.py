@@ -60,6 +60,25 @@ def test_a_warning_before_an_error_is_not_the_root() -> None:
     assert found[1].code == "SP604" and found[1].consequence_of is None
 
 
+def test_a_warning_that_explains_the_error_is_the_root() -> None:
+    stuck = [
+        rec("gradflow", "model", "optimizer_given", 1),
+        rec("gradflow", "gate", "moved_share", 0, 4),
+        rec("gradflow", "gate", "state", 3, 4),
+    ]
+    half = [rec("parameters", "gate", name, 1) for name in ("total", "trainable", "dtype.bfloat16")]
+    assert [f.code for f in judge(stuck)] == ["SP313"]
+    found = judge([*stuck, *half])
+    assert [(f.code, f.consequence_of) for f in found] == [("SP508", None), ("SP313", "SP508")]
+    assert Verdict.of(found).severity is Severity.ERROR and Verdict.of(found).root is found[0]
+
+
+def test_explained_codes_exist_and_come_later_in_the_chain() -> None:
+    for rule in CATALOGUE.values():
+        for code in rule.explains:
+            assert CATALOGUE[code].symptom and CATALOGUE[code].link >= rule.link
+
+
 def test_notes_alone_break_nothing() -> None:
     found = judge([rec("magnitude", "text", "sink_inflation", 15, 12)])
     assert [f.severity for f in found] == [Severity.NOTE]
