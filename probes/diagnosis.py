@@ -19,6 +19,7 @@ from probes.findings.judge import Verdict, judge
 from probes.findings.settings import Settings
 from probes.findings.view import as_html, render
 from probes.loss import LossFn
+from probes.optimizers import scale_of
 from probes.record import Record, RecordLog, Rows
 from probes.signal_path import SignalPath
 
@@ -106,7 +107,7 @@ def diagnose(
     start: Mapping[str, Tensor] | None = None,
     silence: Tensor | None = None,
     clip_norm: float | None = None,
-    loss_scale: float = 1.0,
+    loss_scale: float | None = None,
     settings: Settings | None = None,
     further: Iterable[Record] = (),
     progress: Callable[[str], None] | None = None,
@@ -125,7 +126,8 @@ def diagnose(
         start: parameter values at the start of training, by name.
         silence: the signal of one silent clip; zeros when None.
         clip_norm: what the training clips gradients to.
-        loss_scale: of a GradScaler, for float16.
+        loss_scale: of a GradScaler, for float16; None takes that of an optimizer that knows its
+            scaler (accelerate), or 1.
         settings: which findings to report and from which limits on; the defaults when None.
         further: records from elsewhere (scores, claims) to judge together with the measured ones.
         progress: called with the name of each probe before it runs.
@@ -137,7 +139,10 @@ def diagnose(
     settings = settings or Settings()
     options: dict[str, dict[str, Any]] = {
         "influence": {"silence": silence},
-        "gradflow": {"clip_norm": clip_norm, "loss_scale": loss_scale},
+        "gradflow": {
+            "clip_norm": clip_norm,
+            "loss_scale": scale_of(optimizer) if loss_scale is None else loss_scale,
+        },
     }
     names = PROBES if probes is None else tuple(probes)
     chosen = {name: partial(get_probe(name), **options.get(name, {})) for name in names}

@@ -1,6 +1,6 @@
 """Where a parameter stands in an optimizer."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
 
@@ -28,3 +28,14 @@ def places(optimizer: Optimizer) -> dict[int, Place]:
             )
             found[id(parameter)] = first._replace(times=first.times + 1)
     return found
+
+
+def scale_of(optimizer: Optimizer | None) -> float:
+    """What the loss is multiplied by before backward: of accelerate's scaler, 1 without one."""
+    while optimizer is not None:
+        scaler: Any = getattr(optimizer, "scaler", None)
+        if scaler is not None and scaler.is_enabled():
+            return float(scaler.get_scale())
+        inner = getattr(optimizer, "optimizer", None)
+        optimizer = inner if isinstance(inner, Optimizer) else None
+    return 1.0

@@ -54,8 +54,9 @@ class Session:
 
     On leaving, also after an exception or Ctrl-C: its hooks are removed by their own handles (the
     user's stay), and training flags, ``requires_grad``, gradients, buffers and the random
-    generators are as on entry. Inside, gradients start as None. Autocast is the caller's. Compiled
-    parts run eagerly, because compiled code would not call the hooks.
+    generators are as on entry. Inside, gradients start as None, and what the user runs when a
+    gradient has arrived (an optimizer in the backward pass) rests. Autocast is the caller's.
+    Compiled parts run eagerly, because compiled code would not call the hooks.
 
     Args:
         model: the module to call (``ResolvedPath.model``).
@@ -75,6 +76,7 @@ class Session:
             stack.callback(snapshot.keep_training_flags(self.model))
             stack.callback(snapshot.keep_buffers(self.model))
             stack.callback(snapshot.keep_gradients(self.model))
+            stack.callback(snapshot.silence_gradient_hooks(self.model))
             for parameter in self.model.parameters():
                 parameter.grad = None
             if self.mode != "as_found":

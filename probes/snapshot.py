@@ -5,6 +5,7 @@ gradients are set aside by reference, and parameters are copied only on request.
 """
 
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -34,6 +35,22 @@ def keep_gradients(model: nn.Module) -> Restore:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
+
+    return restore
+
+
+def silence_gradient_hooks(model: nn.Module) -> Restore:
+    """Take away what the user runs when a gradient has arrived, above all steps of an optimizer.
+
+    (``register_post_accumulate_grad_hook``; hooks that change a gradient are part of the model.)
+    """
+    found = [(p, hooks) for p in model.parameters() if (hooks := p._post_accumulate_grad_hooks)]
+    for parameter, _ in found:
+        parameter._post_accumulate_grad_hooks = OrderedDict()
+
+    def restore() -> None:
+        for parameter, hooks in found:
+            parameter._post_accumulate_grad_hooks = hooks
 
     return restore
 

@@ -4,6 +4,7 @@ import gc
 import random
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -222,3 +223,28 @@ def test_nothing_is_kept_alive(toy: Any, make_batch: Callable[..., Any]) -> None
     gc.collect()
     assert len(alive) == 1
     assert alive[0]() is None
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_an_optimizer_in_the_backward_pass_rests(
+    toy: Any, make_batch: Callable[..., Any], error: type[BaseException] | None
+) -> None:
+    parameter = toy.adapter.projector.linear.weight
+    before, seen = parameter.detach().clone(), []
+
+    def step(p: Tensor) -> None:
+        seen.append(p)
+        assert p.grad is not None
+        p.data.sub_(p.grad)
+
+    handle = parameter.register_post_accumulate_grad_hook(step)
+    with pytest.raises(error) if error else nullcontext(), Session(toy) as session:
+        session.backward(session.forward(Batch.of(make_batch(), "sound"), grad=True)["loss"])
+        if error:
+            raise error
+    assert torch.equal(parameter, before) and not seen
+    toy(**make_batch())["loss"].backward()
+    assert len(seen) == 1 and not torch.equal(parameter, before)
+    handle.remove()
+    toy(**make_batch())["loss"].backward()
+    assert len(seen) == 1
