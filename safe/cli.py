@@ -114,9 +114,27 @@ def _finish(
         return 1
     if evaluation is None:  # not the main process
         return 0
+    print_evaluation(evaluation, launch.console)
     folder = folder or (launch.output / (launch.name or "latest")).resolve()
-    print_evaluation(evaluation, launch.console, folder)
-    return 1 if evaluation.verdict.outcome == "BLOCKED" else 0
+    return _report(folder, launch.console)
+
+
+def _report(folder: Path, console: Any) -> int:
+    """Judge the finished run, write its page, and print what to do next; 1 when it is blocked."""
+    from reports.html import write
+    from reports.report import Report
+
+    report = Report.of(folder)
+    verdict = report.verdict
+    console.print(f"{verdict.decision.name}: {verdict.reason}", markup=False, style="bold")
+    console.print(f"why: {verdict.next_step.why}", markup=False)
+    console.print(f"next: {verdict.next_step.command}", markup=False, soft_wrap=True)
+    try:
+        console.print(f"report: {write(report, folder / 'report.html')}", markup=False)
+    except OSError as error:  # everything it shows is saved already
+        console.print(f"report.html could not be written: {error}", markup=False)
+    console.print(f"everything is in {folder}", markup=False)
+    return 1 if verdict.decision.name == "BLOCKED" else 0
 
 
 def _prepare(config: "RunConfig", explicit: frozenset[str], console: Any) -> "RunConfig":
@@ -186,8 +204,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         output=arguments.output,
         device=arguments.device,
     )
-    print_evaluation(evaluation, console, folder)
-    return 1 if evaluation.verdict.outcome == "BLOCKED" else 0
+    print_evaluation(evaluation, console)
+    verdict = evaluation.verdict
+    console.print(f"next: {verdict.next_step.replace('RUN', str(folder))}", markup=False)
+    console.print(f"everything is in {folder}", markup=False)
+    return 1 if verdict.outcome == "BLOCKED" else 0
 
 
 def _data_check(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,4 @@
-"""The end of a run in the terminal: score, controls, floors, verdict, where everything lies."""
-
-from pathlib import Path
+"""The end of a run in the terminal: score, controls, floors, and what the score says."""
 
 from rich.console import Console
 from rich.table import Table
@@ -11,14 +9,8 @@ from safe.evaluation.metrics import Scores
 _STYLES = {"VERIFIED": "bold green", "PARTIAL": "bold yellow", "BLOCKED": "bold red"}
 
 
-def print_evaluation(evaluation: Evaluation, console: Console, folder: Path) -> None:
-    """Print the tables and the verdict line.
-
-    Args:
-        evaluation: what was measured.
-        console: where to.
-        folder: the run's or the evaluation's folder.
-    """
+def print_evaluation(evaluation: Evaluation, console: Console) -> None:
+    """Print the tables and what the score alone says."""
     scores, verdict = evaluation.scores, evaluation.verdict
     table = Table(
         title=f"{evaluation.split}: {scores.n_clips} clips, {scores.n_references} references, "
@@ -44,8 +36,6 @@ def print_evaluation(evaluation: Evaluation, console: Console, folder: Path) -> 
         markup=False,
     )
     console.print(f"{verdict.outcome}: {verdict.reason}", style=_STYLES[verdict.outcome])
-    console.print(f"next: {verdict.next_step.replace('RUN', str(folder))}", markup=False)
-    console.print(f"everything is in {folder}", markup=False)
 
 
 def _row(name: str, scores: Scores) -> tuple[str, str, str]:

@@ -28,7 +28,7 @@ while (($#)); do
         --output) output=${2:?a folder must follow --output} && shift ;;
         --resume) run=${2:?a run must follow --resume} && shift ;;
         --shard) launch+=("$1") ;;
-        --device | --track) launch+=("$1" "${2:?a value must follow $1}") && shift ;;
+        --device | --track | --probe-every) launch+=("$1" "${2:?a value must follow $1}") && shift ;;
         *) options+=("$1") ;;
     esac
     shift

@@ -191,6 +191,7 @@ def test_whole_way_from_a_folder_with_the_same_names(
                  "BLOCKED: CIDEr", "next: ", f"everything is in {folder}"):  # fmt: skip
         assert part in trained.stdout
     assert (folder / "adapter" / "adapter_model.safetensors").exists()
+    assert "<html" in (folder / "report.html").read_text() and "report: " in trained.stdout
     scored = command("evaluate", "runs/latest", "--device", "cpu")
     assert scored.returncode == 1, scored.stdout + scored.stderr
     ours = json.loads((folder / "evaluations" / "adapter-test" / "evaluation.json").read_text())
@@ -210,6 +211,24 @@ def test_resume_of_a_finished_run_prints_its_result(tiny_run: Any, tmp_path: Pat
     folder = Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
     code, out, _ = call("demo", "--resume", str(folder), "--device", "cpu")
     assert code == 1 and "resumed at step 6 of 6" in out and f"everything is in {folder}" in out
+
+
+def test_page_that_cannot_be_written_costs_nothing(
+    tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    from rich.console import Console
+
+    def full(*_: Any) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("reports.html.write", full)
+    folder = Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
+    out = io.StringIO()
+    assert cli._report(folder, Console(file=out, width=100)) == 1
+    assert "No space left on device" in out.getvalue() and "next: " in out.getvalue()
+    assert not (folder / "report.html").exists()
 
 
 def test_data_check_says_what_is_there_and_what_is_wrong(tiny_data: Path, tmp_path: Path) -> None:
