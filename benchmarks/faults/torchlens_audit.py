@@ -18,8 +18,8 @@ INSTALLED = find_spec("torchlens") is not None
 def torchlens_audit(bench: Bench) -> Mapping[str, bool | None]:
     """Whether the audit of one forward and backward pass cries; None without torchlens.
 
-    Model and parameters are audited where the plain steps left them. A model that torchlens cannot
-    trace gives False: its user gets no word about the fault.
+    Model and parameters are audited where the plain steps left them. Where the audit itself fails, it
+    is False: its user gets no word about the fault.
     """
     if not INSTALLED:
         return dict.fromkeys(NAMES)
@@ -27,7 +27,7 @@ def torchlens_audit(bench: Bench) -> Mapping[str, bool | None]:
         with warnings.catch_warnings(action="ignore"):
             severities = _severities(bench)
     except Exception as error:
-        print(f"        torchlens cannot trace it: {type(error).__name__}: {str(error)[:80]}")
+        print(f"        torchlens' audit fails: {type(error).__name__}: {str(error)[:80]}")
         severities = set()
     return dict(zip(NAMES, ("critical" in severities, bool(severities)), strict=True))
 
