@@ -18,8 +18,8 @@ INSTALLED = find_spec("torchlens") is not None
 def torchlens_audit(bench: Bench) -> Mapping[str, bool | None]:
     """Whether the audit of one forward and backward pass cries; None without torchlens.
 
-    Model and parameters are audited where the plain steps left them. Where the audit itself fails, it
-    is False: its user gets no word about the fault.
+    Model and parameters are audited where the plain steps left them. Where the audit itself fails,
+    it is False: its user gets no word about the fault.
     """
     if not INSTALLED:
         return dict.fromkeys(NAMES)
