@@ -11,6 +11,9 @@ from reports.plots.plot import (
     MOST_ROWS,
     Plot,
     Table,
+    arms,
+    drawable,
+    feet,
     label,
     legend,
     picture,
@@ -41,16 +44,18 @@ def loss(run: Run) -> Plot | None:
     bad = steps[~np.isfinite(values)]
     kept, window = thin(values), max(1, len(values) // 50)
     mean = smooth(values, window)
+    raw, middle = drawable(values[kept]), drawable(mean[kept])
 
     def draw(axes: Axes) -> None:
         marker = MARKERS[0] if len(kept) == 1 else ""
         if window == 1:
-            axes.plot(steps[kept], values[kept], color=BLUE, marker=marker)
+            axes.plot(steps[kept], drawable(values[kept]), color=BLUE, marker=marker)
         else:
-            axes.plot(steps[kept], values[kept], color=GREY, lw=0.6, alpha=0.75)
-            axes.plot(steps[kept], mean[kept], color=BLUE, label=f"mean of {window} steps")
-        if len(bad):
-            _ticks(axes, bad, "not finite")
+            axes.plot(steps[kept], drawable(values[kept]), color=GREY, lw=0.6, alpha=0.75)
+            axes.plot(
+                steps[kept], drawable(mean[kept]), color=BLUE, label=f"mean of {window} steps"
+            )
+        feet(axes, bad, "not finite")
         axes.set(xlabel="optimizer step", ylabel="loss (nats/token)")
         whole_numbers(axes)
         legend(axes)
@@ -95,11 +100,10 @@ def cider(run: Run, band: Band, thresholds: Mapping[str, float]) -> Plot | None:
             (during, BLUE, "o", "during training"), (final, RED, "D", "final, with 95% interval"),
         ):  # fmt: skip
             if chosen:
-                ends = np.stack([scores[chosen] - lows[chosen], highs[chosen] - scores[chosen]])
-                spread = np.clip(np.nan_to_num(ends, posinf=0, neginf=0), 0, None)
                 axes.errorbar(
-                    epochs[chosen], scores[chosen], yerr=spread, color=colour, marker=marker,
-                    capsize=2.5, elinewidth=0.9, label=name,
+                    epochs[chosen], drawable(scores[chosen]), color=colour, marker=marker,
+                    label=name, yerr=arms(lows[chosen], scores[chosen], highs[chosen]),
+                    capsize=2.5, elinewidth=0.9,
                 )  # fmt: skip
         whole_numbers(axes)
         axes.set(xlabel="epoch", ylabel="CIDEr", xlim=(0, end * 1.04))
@@ -195,14 +199,14 @@ def series(
         for i, (name, (x, y)) in enumerate(list(lines.items())[:MOST_LINES]):
             kept, turn = thin(y), i // len(SERIES)
             axes.plot(
-                x[kept], y[kept], color=SERIES[i % len(SERIES)], ls=DASHES[turn % len(DASHES)],
-                marker=MARKERS[i % len(MARKERS)], markevery=max(1, len(kept) // 6),
+                x[kept], drawable(y[kept]), color=SERIES[i % len(SERIES)],
+                ls=DASHES[turn % len(DASHES)], marker=MARKERS[i % len(MARKERS)], markevery=max(1, len(kept) // 6),
                 label=label(name),
             )  # fmt: skip
         _at_least(axes, 0.1)
         axes.set(xlabel=labels[0], ylabel=labels[1])
         whole_numbers(axes)
-        legend(axes, columns=4)
+        legend(axes)
 
     ends = [
         f"{label(name)} from {number(y[np.isfinite(y)][0])} to {number(y[np.isfinite(y)][-1])}"
@@ -219,12 +223,3 @@ def _at_least(axes: Axes, share: float) -> None:
     missing = share * max(abs(low), abs(high)) - (high - low)
     if missing > 0:
         axes.set_ylim(low - missing / 2, high + missing / 2)
-
-
-def _ticks(axes: Axes, places: Floats, name: str) -> None:
-    """Marks at the foot of the picture."""
-    places = places[thin(places, 100)]
-    axes.plot(
-        places, np.zeros(len(places)), transform=axes.get_xaxis_transform(), color=RED, ls="",
-        marker="|", markersize=9, markeredgewidth=1.3, clip_on=False, label=name,
-    )  # fmt: skip

@@ -14,7 +14,7 @@ from probes.ledger import State
 from probes.record import Record
 from reports.plots.curves import column
 from reports.plots.palette import BLUE, GREY, INK, RED
-from reports.plots.plot import Plot, Table, label, legend, log_axis, picture
+from reports.plots.plot import Plot, Table, drawable, label, legend, log_axis, picture
 from reports.printed import number
 from reports.run import Run
 
@@ -37,7 +37,7 @@ def heat(run: Run) -> Plot | None:
     ends = [f"{edge:,.0f}" for edge in edges[1:]]
 
     def draw(axes: Axes) -> None:
-        shown = np.where(np.isfinite(cells) & (cells > 0), cells, np.nan)
+        shown = drawable(cells, positive=True)
         _heat(axes, shown, [label(name) for name in names], ends)
         _mark(axes, cells == 0, "0", "exactly zero")
         _mark(axes, np.isinf(cells), "x", "not finite")
@@ -68,8 +68,7 @@ def components(run: Run) -> Plot | None:
     step = run.facts.step("gradflow")
 
     def draw(axes: Axes) -> None:
-        log_axis(axes, "x")
-        usable = np.isfinite(values) & (values > 0)
+        usable = np.isfinite(drawable(values, positive=True))
         foot = values[usable].min() / 3 if usable.any() else 1.0
         if usable.any():
             axes.hlines(places[usable], foot, values[usable], color=GREY, lw=0.8)
@@ -80,6 +79,7 @@ def components(run: Run) -> Plot | None:
                 np.full(len(rest), foot), rest, color=RED, marker="X", ls="",
                 label="zero or not finite",
             )  # fmt: skip
+        log_axis(axes, "x")
         axes.set_yticks(places, names)
         axes.set_ylim(len(found) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")

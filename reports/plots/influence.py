@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from probes.findings.facts import Facts
 from reports.plots.palette import BLUE, INK, RED
-from reports.plots.plot import Plot, Table, label, legend, picture
+from reports.plots.plot import Plot, Table, drawable, label, legend, picture
 from reports.printed import number
 
 CONTROLS = {
@@ -60,23 +60,21 @@ def _picture(key: str, title: str, what: str, bars: Sequence[Bar]) -> Plot | Non
         return None
     names = [label(bar[0]) for bar in bars]
     change, error, kl = (np.array([bar[i] for bar in bars]) for i in (1, 2, 3))
+    shown, spread, other = drawable(change), np.nan_to_num(2 * drawable(error)), drawable(kl)
     places = np.arange(len(bars))
 
     def draw(axes: Axes) -> None:
-        spread = np.where(np.isfinite(error), 2 * error, 0.0)
-        usable = np.isfinite(change)
         axes.errorbar(
-            change[usable], places[usable] - 0.12, xerr=spread[usable], color=BLUE, marker="o",
-            ls="", capsize=2.5, elinewidth=1.2, label="loss, change ± 2 standard errors",
+            shown, places - 0.12, xerr=np.abs(spread), color=BLUE, marker="o", ls="",
+            capsize=2.5, elinewidth=1.2, label="loss, change ± 2 standard errors",
         )  # fmt: skip
-        usable = np.isfinite(kl)
-        axes.plot(kl[usable], places[usable] + 0.18, color=RED, marker="D", ls="", label="KL")
+        axes.plot(other, places + 0.18, color=RED, marker="D", ls="", label="KL")
         axes.axvline(0, color=INK, lw=0.8)
         axes.set_yticks(places, names)
         axes.set_ylim(len(bars) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("nats/token (right of 0: the own audio helps)")
-        legend(axes, columns=2)
+        legend(axes)
 
     about = "Change of the loss, nats/token: " + ", ".join(
         f"{name} {number(value)}" for name, value in zip(names, change, strict=True)

@@ -8,7 +8,17 @@ from matplotlib.axes import Axes
 from probes.findings.facts import Facts
 from probes.findings.thresholds import Thresholds
 from reports.plots.palette import BLUE, DASHES, GREEN, GREY, PURPLE, RED
-from reports.plots.plot import Plot, Table, legend, log_axis, picture, whole_numbers
+from reports.plots.plot import (
+    Plot,
+    Table,
+    arms,
+    drawable,
+    feet,
+    legend,
+    log_axis,
+    picture,
+    whole_numbers,
+)
 from reports.printed import number
 
 INPUT = -1
@@ -26,19 +36,20 @@ def magnitude(facts: Facts) -> Plot | None:
     fused = sorted(facts.layers("magnitude", "fusion", "contribution_median"))
 
     def draw(axes: Axes) -> None:
-        log_axis(axes)
         _band(axes, text, BLUE, "o", "text: median, 5% to 95%")
         _band(axes, spliced, PURPLE, "^", "audio among the text")
         if audio:
-            low, middle, high = next(iter(audio.values()))
-            axes.axhline(middle, color=RED, ls=DASHES[1], label="audio tokens")
-            if low > 0:
+            low, middle, high = drawable(next(iter(audio.values())), positive=True)
+            if np.isfinite(middle):
+                axes.axhline(middle, color=RED, ls=DASHES[1], label="audio tokens")
+            if np.isfinite(low + high):
                 axes.axhspan(low, high, color=RED, alpha=0.15, lw=0)
+        log_axis(axes)
         for i, layer in enumerate(fused):
             axes.axvline(layer, color=GREY, lw=0.8, ls=DASHES[2], label="" if i else "fusion")
         _depth(axes, [*text, *spliced, *fused])
         axes.set_ylabel("L2 per token")
-        legend(axes, columns=2)
+        legend(axes)
 
     about = "L2 per token. Text: " + _told(text)
     if audio:
@@ -65,22 +76,23 @@ def contribution(facts: Facts, expected: tuple[float, float]) -> Plot | None:
     loud = Thresholds().loud
 
     def draw(axes: Axes) -> None:
-        log_axis(axes)
-        layers = list(found)
-        low, middle, high = (np.array(side) for side in zip(*found.values(), strict=True))
-        spread = np.clip(np.nan_to_num([middle - low, high - middle], posinf=0, neginf=0), 0, None)
+        layers = np.array(list(found))
+        low, middle, high = drawable(list(found.values()), positive=True).T
+        shown = np.isfinite(middle)
         axes.errorbar(
-            layers, middle, yerr=spread, color=RED, marker="D", ls="", capsize=3, elinewidth=1.2,
-            label="median, 5% to 95%",
+            layers[shown], middle[shown], yerr=arms(low, middle, high)[:, shown], color=RED,
+            marker="D", ls="", capsize=3, elinewidth=1.2, label="median, 5% to 95%",
         )  # fmt: skip
+        feet(axes, layers[~shown], "0 or not finite")
         axes.axhspan(*expected, color=GREEN, alpha=0.22, lw=0, label="expected at the start")
         axes.axhline(loud, color=GREY, lw=0.9, ls=DASHES[1])
         axes.annotate(
             f"drowns the text {loud:g}", (0.01, loud), xycoords=("axes fraction", "data"),
             ha="left", va="bottom", fontsize=8, color=GREY,
         )  # fmt: skip
+        log_axis(axes)
         axes.set_ylim(top=max(axes.get_ylim()[1], 1.6 * loud))
-        _depth(axes, layers)
+        _depth(axes, list(found))
         axes.set_ylabel("share of the hidden state")
         legend(axes)
 
@@ -103,7 +115,7 @@ def _spread(facts: Facts, component: str, kind: str) -> dict[int, tuple[float, f
     low, middle, high = sides
     return {
         layer: (low.get(layer, value), value, high.get(layer, value))
-        for layer, value in middle.items() if np.isfinite(value)
+        for layer, value in middle.items()
     }  # fmt: skip
 
 
@@ -112,7 +124,7 @@ def _band(axes: Axes, found: Spread, colour: str, marker: str, name: str) -> Non
     for part, label in ((INPUT,), ""), (tuple(k for k in found if k != INPUT), name):
         layers = [layer for layer in part if layer in found]
         if layers:
-            low, middle, high = zip(*(found[layer] for layer in layers), strict=True)
+            low, middle, high = drawable([found[k] for k in layers], positive=True).T
             axes.plot(layers, middle, color=colour, marker=marker, label=label)
             if len(layers) > 1:
                 axes.fill_between(layers, low, high, color=colour, alpha=0.18, lw=0)

@@ -6,19 +6,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from numpy.typing import ArrayLike
 
 from reports.plain import plain
-from reports.plots.palette import FAINT, GREY, INK
+from reports.plots.palette import FAINT, GREY, INK, RED
 from reports.plots.svg import to_svg
+from reports.plots.thin import Floats, thin
 from reports.printed import number
 
 WIDTH, HEIGHT = 6.0, 3.3
 """Inches; drawn this narrow, a plot's text is still readable on a phone."""
 MOST_ROWS = 120
+MOST_DRAWN = 1e30
+"""Numbers beyond it (and on logarithmic axes below its inverse) stand in the table alone."""
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and read aloud
     "svg.hashsalt": "safe-probe",
@@ -88,11 +93,44 @@ def picture(
 
 
 def log_axis(axes: Axes, which: str = "y") -> None:
-    """A logarithmic axis with plain numbers at its ticks."""
+    """Make an axis logarithmic, with plain numbers at its ticks, when there is anything above 0."""
     axis = axes.yaxis if which == "y" else axes.xaxis
+    if not np.isfinite(axis.get_minpos()):
+        return
     (axes.set_yscale if which == "y" else axes.set_xscale)("log")
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def feet(axes: Axes, places: Floats, name: str) -> None:
+    """Red crosses at the foot of the picture for what has no place on its y axis."""
+    if len(places):
+        places = places[thin(places, 100)]
+        axes.plot(
+            places, np.zeros(len(places)), transform=axes.get_xaxis_transform(), color=RED, ls="",
+            marker="X", markersize=6, clip_on=False, zorder=5, label=name,
+        )  # fmt: skip
+
+
+def drawable(values: ArrayLike, positive: bool = False) -> Floats:
+    """``values`` with NaN for what cannot be drawn: not finite, astronomic, or not above 0.
+
+    Args:
+        values: any numbers.
+        positive: whether they go onto a logarithmic axis.
+    """
+    numbers = np.asarray(values, dtype=float)
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.abs(numbers) <= MOST_DRAWN)
+        if positive:
+            bad |= ~(numbers >= 1 / MOST_DRAWN)
+    return np.where(bad, np.nan, numbers)
+
+
+def arms(low: ArrayLike, middle: ArrayLike, high: ArrayLike) -> Floats:
+    """Lengths of error bars, [2, n]; 0 where an end is unknown or on the wrong side."""
+    ends = np.stack([drawable(middle) - drawable(low), drawable(high) - drawable(middle)])
+    return np.clip(np.nan_to_num(ends), 0, None)
 
 
 def whole_numbers(axes: Axes) -> None:
@@ -101,10 +139,11 @@ def whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def legend(axes: Axes, columns: int = 3) -> None:
-    """A legend above the axes, when anything is named."""
+def legend(axes: Axes) -> None:
+    """A legend above the axes, when anything is named; as many columns as its names have room."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
+        columns = max(1, min(len(labels), 72 // (max(map(len, labels)) + 9)))
         axes.legend(
             handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns,
             borderaxespad=0.2, columnspacing=1.2,

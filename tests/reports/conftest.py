@@ -78,6 +78,7 @@ def probe_records(
         add("influence", name, None, "kl", abs(swapped) / 2, "nats/token")
         add("influence", name, None, "changed", 0.98, "share")
     add("influence", "gate:zero", None, "parity_changed", 0.0, "share")
+    add("influence", "gate:zero", None, "parity_max_change", 0.0, "logit")
     for layer in LAYERS:
         add("influence", "fusion", layer, "loss_change", swapped / layer, "nats/token")
         add("influence", "fusion", layer, "loss_change_error", 0.01, "nats/token")

@@ -1,0 +1,355 @@
+"""The page as text: valid, alike every time, of bounded size, and its texts stay text."""
+
+import base64
+import hashlib
+import math
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import html5lib
+import pytest
+
+from configs.claims import VERIFIED_ABOVE
+from probes.findings.finding import Finding, Link, Severity
+from probes.record import Record
+from reports import html, page
+from reports.errors import ReportError
+from reports.grade import Grade
+from reports.html import render, render_comparison, write
+from reports.plain import plain
+from reports.report import Report
+from reports.verdict import Decision, Verdict
+
+Factory = Callable[..., Path]
+Rows = dict[str, Callable[..., Any]]
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</title></style></textarea><h1>",
+    "</svg></td></table><iframe src=//evil>",
+    "<!-- --> <![CDATA[ x ]]> <?php ?>",
+    "{{ 7 * 7 }} {% raw %} {# x #}",
+    "&lt;b&gt; &amp;amp; &#x27; &notanentity",
+    "javascript:alert(1) data:text/html,x",
+    r"$\frac{1}{0}$ $x ^_ \mathdefault{",
+    "\x00\x07\x1b[31mred\x1b[0m\x7f",
+    "\u202eevil\u202c \u2066inside\u2069 \u200b",
+    "\ud800 lone surrogate \udfff",
+    "line\u2028separator\u2029 and\r\nnew\tlines",
+    "url(#x) %s %d {0} ${HOME} `id`",
+    "日本語 😀 עברית é",
+    "#top",
+    "x" * 5000,
+)
+
+
+def parsed(text: str) -> ET.Element:
+    """The document; raises at the first error of its HTML."""
+    parser = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False)
+    return parser.parse(text)
+
+
+def words(text: str) -> str:
+    """All text of a page on one line."""
+    return " ".join(" ".join(parsed(text).itertext()).split())
+
+
+def local(element: ET.Element) -> str:
+    return str(element.tag).rpartition("}")[2]
+
+
+@pytest.fixture
+def whole(make_whole_run: Factory) -> Report:
+    return Report.of(make_whole_run())
+
+
+def test_valid_and_self_contained(whole: Report) -> None:
+    document = parsed(render(whole))
+    elements = list(document.iter())
+    ids = [e.get("id") for e in elements if e.get("id")]
+    assert [name for name, times in Counter(ids).items() if times > 1] == []
+    assert {local(e) for e in elements}.isdisjoint(
+        {"script", "iframe", "object", "embed", "form", "img", "base", "foreignObject", "animate"}
+    )
+    for element in elements:
+        for name, value in element.attrib.items():
+            plain_name = str(name).rpartition("}")[2]
+            assert plain_name != "style", ET.tostring(element)[:200]
+            assert not plain_name.startswith("on"), ET.tostring(element)[:200]
+            if plain_name in ("href", "src"):
+                assert value.startswith(("#", "data:")), value
+                assert not value.startswith("#") or value[1:] in ids, value
+            for target in re.findall(r"url\(#(.+?)\)", str(value)):
+                assert target in ids
+            if plain_name in ("aria-labelledby", "for"):
+                assert set(str(value).split()) <= set(ids), value
+
+
+def test_policy_allows_this_style_sheet_and_nothing_else(whole: Report) -> None:
+    document = parsed(render(whole))
+    style = document.find(".//style")
+    policy = next(m.get("content") for m in document.iter("meta") if m.get("http-equiv"))
+    assert style is not None and style.text and policy
+    digest = base64.b64encode(hashlib.sha256(style.text.encode()).digest()).decode()
+    assert policy == (
+        f"default-src 'none'; img-src data:; media-src data:; style-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    assert "@import" not in style.text
+    assert "url(" not in style.text
+
+
+def test_every_picture_has_a_text_and_a_table(whole: Report) -> None:
+    figures = list(parsed(render(whole)).iter("figure"))
+    assert [f.get("id") for f in figures] == [
+        "magnitude", "contribution", "gates", "heat", "components", "loss", "cider", "controls",
+        "influence",
+    ]  # fmt: skip
+    for figure in figures:
+        svg = next(e for e in figure.iter() if local(e) == "svg")
+        title, about = (next(e for e in svg if local(e) == name) for name in ("title", "desc"))
+        assert svg.get("role") == "img"
+        assert svg.get("aria-labelledby") == f"{title.get('id')} {about.get('id')}"
+        assert title.text and about.text and any(c.isdigit() for c in about.text)
+        assert len(list(figure.iter("tr"))) > 1
+
+
+def test_same_run_same_bytes(make_whole_run: Factory, tmp_path: Path) -> None:
+    folder = make_whole_run()
+    first, second = (write(Report.of(folder), tmp_path / name) for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("decision", Decision)
+def test_mark_of_the_verdict(whole: Report, decision: Decision) -> None:
+    """Decision and Severity are equal numbers: the one's mark must not be the other's."""
+    report = replace(whole, verdict=replace(whole.verdict, decision=decision))
+    kind = {"PROCEED": "good", "PARTIAL": "fair", "BLOCKED": "bad"}[decision.name]
+    section = next(e for e in parsed(render(report)).iter("section"))
+    assert section.get("class") == f"verdict {kind}"
+    assert words(render(report)).startswith(f"{decision.name}: run - safe-probe")
+
+
+def test_says_what_the_report_says(whole: Report) -> None:
+    text = words(render(whole))
+    for outcome in whole.outcomes:
+        assert outcome.criterion.title in text
+        assert " ".join(outcome.evidence.split()) in text
+    for claim in whole.claims:
+        assert claim.stated in text
+    for item in whole.checklist:
+        assert item.text in text
+    for link in whole.chain:
+        assert f"{link.name} {link.health.value} {link.number}" in text
+    assert whole.verdict.next_step.command in text
+    assert "model.projector.num_tokens" in text
+    assert f"verified above {VERIFIED_ABOVE:g}" in text
+
+
+def test_broken_link_is_marked_and_leads_to_its_finding(make_whole_run: Factory) -> None:
+    report = Report.of(make_whole_run(gate=0.0, swapped=0.0, contribution=0.0, shuffled=40.5))
+    document = parsed(render(report))
+    chain = next(e for e in document.iter("ol"))
+    kinds = [e.get("class") for e in chain.iter("li")]
+    assert kinds[4] == "bad root"
+    assert all("dead" in str(kind) for kind in kinds[5:])
+    assert not any("dead" in str(kind) for kind in kinds[:5])
+    link = next(e for e in chain.iter("a"))
+    finding = next(e for e in document.iter("article") if f"#{e.get('id')}" == link.get("href"))
+    assert link.text == "SP211"
+    assert "SP211 error" in "".join(finding.itertext())
+
+
+def test_empty_run(make_run: Factory) -> None:
+    folder = make_run("empty")
+    text = words(render(Report.of(folder)))
+    assert f"safe-probe check {folder} --output {folder}/check" in text
+    assert f"safe-train evaluate {folder}" in text
+    assert "Not measured: the gates." in text
+    assert "<figure" not in render(Report.of(folder))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e300, 1e-300])
+def test_any_number_can_be_drawn(make_whole_run: Factory, run_rows: Rows, value: float) -> None:
+    metrics = [*run_rows["steps"](), *run_rows["evaluations"]({1: 10, 2: 20})]
+    keys = ("loss", "grad_norm/projector", "gate/2", "cider", "cider_low")
+    metrics = [{k: value if k in keys else v for k, v in row.items()} for row in metrics]
+    records = [replace(r, value=value) for r in run_rows["records"]()]
+    report = Report.of(make_whole_run(metrics=metrics, records=records))
+    parsed(render(report))
+
+
+@pytest.mark.parametrize("row", range(0, 30, 7))
+def test_one_bad_step_is_a_gap(make_whole_run: Factory, run_rows: Rows, row: int) -> None:
+    metrics = run_rows["steps"]()
+    metrics[row] |= {"loss": math.nan, "grad_norm/total": math.inf, "skipped": True}
+    text = words(render(Report.of(make_whole_run(metrics=metrics))))
+    assert "1 steps without a finite loss" in text
+
+
+def _spoiled(folder: Path, make_whole_run: Factory, run_rows: Rows, bad: str) -> Report:
+    """A run with ``bad`` wherever a run can hold text."""
+    valid = "".join(c for c in bad if not 0xD800 <= ord(c) < 0xE000)  # can stand in a file
+    name = valid.replace("/", "").replace("\0", "")[:60]
+    metrics = run_rows["steps"]()
+    for row in metrics:
+        row |= {f"gate/{bad}": 0.3, f"grad_norm/{bad}": 0.5}
+    records = run_rows["records"]()
+    records += [Record(s, "gradflow", valid[:99], None, "norm", 0.5, "L2") for s in (0, 9, 18, 30)]
+    control = {"another clip's audio": bad, "silence": bad, bad: bad}
+    captions = [r | {"clip": f"{bad}{i}", "own audio": bad} | control
+                for i, r in enumerate(run_rows["captions"](9))]  # fmt: skip
+    references = [{"clip": r["clip"], "captions": [bad, bad], "audio": bad} for r in captions]
+    path = make_whole_run(
+        name or "run", metrics=metrics, records=records, captions=captions, references=references,
+        evaluation=run_rows["scores"]() | {"split": bad},
+        environment={"python": bad, bad: bad, "packages": {bad: bad}},
+        resources={"memory": bad, "train_seconds": 5.0, "peak_bytes": 5},
+        problems=[{"clip": bad, "reason": bad}], config={"data.root": bad[:99] or "x"},
+    )  # fmt: skip
+    report = Report.of(path)
+    finding = Finding(
+        "SP201", Severity.ERROR, bad, 3, bad, bad, bad, bad, title=bad, link=Link.GATE,
+        consequence_of=None,
+    )  # fmt: skip
+    outcome = replace(report.outcomes[0], shown=bad, evidence=bad, grade=Grade.UNKNOWN)
+    criterion = replace(outcome.criterion, title=bad, source=bad, to_measure=bad, why=bad)
+    step = replace(report.verdict.next_step, command=bad, why=bad, changes=(bad, bad))
+    return replace(
+        report,
+        run=replace(report.run, damaged={bad: bad}),
+        outcomes=(replace(outcome, criterion=criterion), *report.outcomes[1:]),
+        findings=(finding, replace(finding, consequence_of=bad, component=f"{bad}2")),
+        verdict=Verdict(Decision.BLOCKED, f"{bad}, {bad}".replace("; ", " "), finding, step),
+    )
+
+
+def _skeleton(text: str) -> list[tuple[str, ...]]:
+    """Elements and their attributes' names; nothing of a picture but that it is there."""
+    document = parsed(text)
+    inside = {id(e) for svg in document.iter() if local(svg) == "svg" for e in svg.iter()}
+    return [(local(e), *sorted(map(str, e.attrib)))
+            for e in document.iter() if id(e) not in inside or local(e) == "svg"]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_text_stays_text(
+    make_whole_run: Factory, run_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    bad: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(page, "plot_sections", lambda _: ())  # they are the next test's
+    text = render(_spoiled(tmp_path, make_whole_run, run_rows, bad))
+    tame = render(_spoiled(tmp_path, make_whole_run, run_rows, "tame"))
+    assert Counter(_skeleton(text)) == Counter(_skeleton(tame))
+    assert "".join(plain(bad)[:60].split()) in "".join(words(text).split())
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
+@pytest.mark.parametrize("bad", [" ".join(HOSTILE[i : i + 3]) for i in range(0, 15, 3)])
+def test_hostile_text_in_pictures(
+    make_whole_run: Factory, run_rows: Rows, tmp_path: Path, bad: str
+) -> None:
+    document = parsed(render(_spoiled(tmp_path, make_whole_run, run_rows, bad)))
+    inside = {local(e) for svg in document.iter() if local(svg) == "svg" for e in svg.iter()}
+    assert inside <= {
+        "svg", "g", "path", "text", "tspan", "use", "defs", "clipPath", "rect", "title", "desc",
+        "circle",
+    }  # fmt: skip
+
+
+def test_hostile_names_in_a_comparison(
+    make_whole_run: Factory, run_rows: Rows, tmp_path: Path
+) -> None:
+    spoiled = _spoiled(tmp_path, make_whole_run, run_rows, HOSTILE[1])
+    text = render_comparison([Report.of(make_whole_run("other")), spoiled])
+    assert {local(e) for e in parsed(text).iter()}.isdisjoint({"img", "script"})
+
+
+def test_a_hundred_thousand_steps(make_run: Factory, run_rows: Rows) -> None:
+    metrics = run_rows["steps"](100_000)
+    metrics[54_321]["loss"] = 77.7
+    captions = run_rows["captions"](5000)
+    text = render(Report.of(make_run(metrics=metrics, captions=captions)))
+    assert len(text.encode()) < 1_000_000
+    assert "77.7" in text  # the spike is still there
+
+
+def test_sounds_go_first(
+    make_whole_run: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+    import soundfile
+
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 80_000), 8_000)
+    report = Report.of(make_whole_run(audio=str(tmp_path / "a.wav")))
+    with_sound = render(report)
+    assert with_sound.count("<audio") == 9
+    monkeypatch.setattr(html, "MOST_BYTES", len(with_sound.encode()) - 1)
+    without = render(report)
+    assert "<audio" not in without
+    assert html.TOO_LARGE in words(without)
+    assert len(without.encode()) < html.MOST_BYTES
+
+
+def test_written_whole_or_not_at_all(
+    whole: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "deep" / "report.html"
+    assert write(whole, path) == path
+    before = path.read_bytes()
+    monkeypatch.setattr(html.os, "replace", _refuse)
+    with pytest.raises(OSError, match="disk"):
+        write(whole, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def _refuse(*_: object) -> None:
+    raise OSError("disk is gone")
+
+
+def test_notebook_shows_the_page_in_a_frame(whole: Report) -> None:
+    shown = whole._repr_html_()
+    frame = html5lib.parseFragment(shown, namespaceHTMLElements=False)[0]
+    assert frame.tag == "iframe"
+    assert "sandbox" in frame.attrib
+    parsed(frame.get("srcdoc"))
+    assert "<audio" not in frame.get("srcdoc")
+
+
+def test_comparison(make_whole_run: Factory, make_run: Factory) -> None:
+    good = Report.of(make_whole_run("good", config={"model.projector.scale": 4.0}))
+    bad = Report.of(make_whole_run("bad", gate=0.0, swapped=0.0, contribution=0.0, score=20.0))
+    text = words(render_comparison([good, bad, Report.of(make_run("empty"))]))
+    assert "PROCEED A good 41.0 [36.0, 46.0]" in text
+    assert "-21.0 [-21.0, -21.0] on 40 clips: worse" in text
+    assert "model.projector.scale 4.0" in text
+    assert re.search(r"new in B SP\d+ error", text)
+    assert "C was not looked at by the probes" in text
+    assert [f.get("id") for f in parsed(render_comparison([good, bad])).iter("figure")] == [
+        "loss", "cider",
+    ]  # fmt: skip
+
+
+def test_comparison_needs_two(whole: Report) -> None:
+    with pytest.raises(ReportError, match="at least two runs, got 1"):
+        render_comparison([whole])
+
+
+def test_needs_no_torch(make_whole_run: Factory, tmp_path: Path) -> None:
+    code = (
+        "import sys; from reports.html import write; from reports.report import Report; "
+        f"write(Report.of({str(make_whole_run())!r}), {str(tmp_path / 'r.html')!r}); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
