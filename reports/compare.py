@@ -6,6 +6,7 @@ The first run is what the others are held against.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from configs.overrides import flatten
@@ -13,6 +14,7 @@ from probes.findings.finding import Finding, Severity
 from probes.record import json_number
 from reports.errors import ReportError
 from reports.paired import Difference, paired_difference
+from reports.printed import as_float
 from reports.report import Report
 from reports.run import Run
 
@@ -110,17 +112,17 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _side(name: str, report: Report, first: Report) -> Side:
-    run, scores = report.run, report.run.evaluation.get("scores", {})
+    run, score = report.run, partial(report.run.facts.value, "scores", "score")
     reason = "" if report is first else not_comparable(first.run, run)
     compared = report is not first and not reason
-    interval = scores.get("cider_interval")
+    low, high, clips = score("cider_low"), score("cider_high"), score("clips")
     return Side(
         name=name,
         decision=report.verdict.decision.name,
-        cider=scores.get("cider"),
-        interval=(float(interval[0]), float(interval[1])) if interval else None,
-        shuffled=run.facts.value("scores", "score", "shuffled"),
-        clips=scores.get("n_clips"),
+        cider=score("cider"),
+        interval=None if low is None or high is None else (low, high),
+        shuffled=score("shuffled"),
+        clips=None if clips is None else int(clips),
         split=run.evaluation.get("split"),
         difference=paired_difference(per_clip(first.run), per_clip(run)) if compared else None,
         not_comparable=reason,
@@ -134,7 +136,8 @@ def _side(name: str, report: Report, first: Report) -> Side:
 
 def per_clip(run: Run) -> dict[str, float]:
     """CIDEr x 100 of each clip in the final evaluation; empty when there is none."""
-    return dict(run.evaluation.get("scores", {}).get("per_clip_cider") or {})
+    found = _scores(run).get("per_clip_cider")
+    return {k: as_float(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
 
 def not_comparable(first: Run, second: Run) -> str:
@@ -144,7 +147,7 @@ def not_comparable(first: Run, second: Run) -> str:
             return f"{run.name} has no final scores"
     for name, a, b in (
         ("splits", first.evaluation.get("split"), second.evaluation.get("split")),
-        ("tokenizers", _tokenizer(first), _tokenizer(second)),
+        ("tokenizers", _scores(first).get("tokenizer"), _scores(second).get("tokenizer")),
     ):
         if a != b:
             return f"scored with different {name}: {a} and {b}"
@@ -160,8 +163,9 @@ def not_comparable(first: Run, second: Run) -> str:
     return ""
 
 
-def _tokenizer(run: Run) -> Any:
-    return run.evaluation.get("scores", {}).get("tokenizer")
+def _scores(run: Run) -> Mapping[str, Any]:
+    found = run.evaluation.get("scores")
+    return found if isinstance(found, dict) else {}
 
 
 def _differing(trees: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
@@ -177,7 +181,7 @@ def _only(ours: Sequence[Finding], theirs: Sequence[Finding]) -> tuple[Finding, 
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> Curve:
-    return tuple((float(r["epoch"]), float(r[name])) for r in rows if r.get(name) is not None)
+    return tuple((float(r["epoch"]), as_float(r[name])) for r in rows if r.get(name) is not None)
 
 
 def _side_json(side: Side) -> dict[str, Any]:

@@ -191,10 +191,12 @@ def _is_owned(folder: Path) -> bool:
     return True
 
 
-def _is_placed(row: Row) -> bool:
+def is_placed(row: Row) -> bool:
+    """Whether a row of metrics.jsonl has a step and an epoch that can be one."""
     step, epoch = row.get("step"), row.get("epoch")
-    number = isinstance(epoch, int | float) and not isinstance(epoch, bool)
-    return type(step) is int and 0 <= step < 2**53 and number and 0 <= epoch < 2**53
+    if not isinstance(step, int) or not isinstance(epoch, int | float):
+        return False
+    return 0 <= step < 2**53 and 0 <= epoch < 2**53 and not {type(step), type(epoch)} & {bool}
 
 
 class _Reader:
@@ -235,7 +237,7 @@ class _Reader:
     def metrics(self) -> list[Row]:
         """Rows of metrics.jsonl with a step and an epoch that can be one."""
         rows = self.lines("metrics.jsonl")
-        good = [row for row in rows if _is_placed(row)]
+        good = [row for row in rows if is_placed(row)]
         if len(good) < len(rows):
             without = f"{len(rows) - len(good)} rows without a step or an epoch are left out"
             self.damaged.setdefault("metrics.jsonl", without)

@@ -16,7 +16,7 @@ from configs.errors import SafeError
 from probes.findings.finding import Finding
 from probes.findings.judge import judge
 from probes.record import Record
-from reports.run import Run, read_run
+from reports.run import Run, is_placed, read_run
 
 _STALE = 600
 """Seconds without a new row after which a training on another machine may be dead."""
@@ -92,7 +92,7 @@ class Watched:
         evaluated = (self.folder / "evaluation.json").exists() and not self._run.evaluation
         if not (self._metrics.poll() or measured_anew or evaluated):
             return
-        rows = self._metrics.rows
+        rows = [row for row in self._metrics.rows if is_placed(row)]
         self._run = replace(
             self._first,
             steps=tuple(r for r in rows if r.get("kind") == "step"),

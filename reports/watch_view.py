@@ -1,7 +1,6 @@
 """A training that may be running, as one page that fits a terminal."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -11,7 +10,8 @@ from rich.text import Text
 from probes.findings.finding import Finding, Severity
 from probes.findings.view import STYLES, grouped, measured, place
 from reports.plain import plain, sparkline
-from reports.run import Run
+from reports.printed import as_float
+from reports.run import Row, Run
 from reports.watch import Watched
 
 
@@ -39,8 +39,8 @@ def _rows(watched: Watched) -> list[tuple[str, RenderableType]]:
     if not steps:
         return [("progress", Text("no step yet"))]
     newest = steps[-1]
-    losses = [float(row["loss"]) for row in steps]
-    norms = [float(row["grad_norm/total"]) for row in steps if "grad_norm/total" in row]
+    losses = [as_float(row.get("loss")) for row in steps]
+    norms = [as_float(row["grad_norm/total"]) for row in steps if "grad_norm/total" in row]
     rows: list[tuple[str, RenderableType]] = [
         ("progress", _progress(watched)),
         ("loss", Text(f"{sparkline(losses)}  {losses[0]:.3g} -> {losses[-1]:.3g} nats/token")),
@@ -69,15 +69,15 @@ def _progress(watched: Watched) -> RenderableType:
     return grid
 
 
-def _gradients(row: dict[str, Any]) -> str:
+def _gradients(row: Row) -> str:
     found = {k.partition("/")[2]: v for k, v in row.items() if k.startswith("grad_norm/")}
-    return ", ".join(f"{name} {value:.2g}" for name, value in found.items() if name != "total")
+    return ", ".join(f"{plain(k)} {as_float(v):.2g}" for k, v in found.items() if k != "total")
 
 
-def _gates(row: dict[str, Any]) -> str:
+def _gates(row: Row) -> str:
     gates = {k.partition("/")[2]: v for k, v in row.items() if k.startswith("gate/")}
-    layers = ", ".join(f"{layer}: {value:.3g}" for layer, value in gates.items())
-    outer = row.get("outer_gate", 1.0)
+    layers = ", ".join(f"{plain(layer)}: {as_float(value):.3g}" for layer, value in gates.items())
+    outer = as_float(row.get("outer_gate", 1.0))
     return f"by layer {layers}" + ("" if outer == 1 else f"; opened {outer:.0%} by warm-up")
 
 
@@ -90,9 +90,10 @@ def _score(run: Run) -> Text:
     if not run.evaluations:
         return Text("no evaluation yet")
     newest = run.evaluations[-1]
-    scores = sparkline([float(row["cider"]) for row in run.evaluations], 10)
-    span = f" [{newest['cider_low']:.1f}, {newest['cider_high']:.1f}]" * ("cider_low" in newest)
-    return Text(f"{scores}  {newest['cider']:.1f}{span} at epoch {newest['epoch']:g}")
+    scores = [as_float(row.get("cider")) for row in run.evaluations]
+    low, high = (as_float(newest.get(f"cider_{end}")) for end in ("low", "high"))
+    span = f" [{low:.1f}, {high:.1f}] at epoch {newest['epoch']:g}"
+    return Text(f"{sparkline(scores, 10)}  {scores[-1]:.1f}{span}")
 
 
 def _finding_lines(findings: Sequence[Finding], room: int) -> list[RenderableType]:

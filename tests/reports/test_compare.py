@@ -138,6 +138,21 @@ def test_json_has_no_nan(make_whole_run: Any, run_rows: Any) -> None:
     assert set(back["runs"][1]["difference"]) == {"mean", "low", "high", "clips"}
 
 
+@pytest.mark.parametrize(
+    "scores",
+    [{"cider": "x", "cider_interval": [1]}, {"per_clip_cider": [1, 2]},
+     {"per_clip_cider": {"clip-0000": "x"}}],
+)  # fmt: skip
+def test_damaged_scores_are_not_compared(scores: Any, make_whole_run: Any, run_rows: Any) -> None:
+    damaged = run_rows["scores"]() | {"scores": scores}
+    rows = [{"kind": "step", "step": 1, "epoch": 1, "loss": {}}]
+    b = make_whole_run("b", evaluation=damaged, metrics=rows)
+    comparison = compare(make_whole_run("a"), b)
+    assert comparison.sides[1].difference is None and comparison.sides[1].not_comparable
+    json.dumps(comparison.to_json(), allow_nan=False)
+    shown(comparison)
+
+
 def test_one_run_is_no_comparison(make_whole_run: Any) -> None:
     with pytest.raises(ReportError, match="at least two runs, got 1"):
         compare(make_whole_run("a"))

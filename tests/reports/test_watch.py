@@ -147,6 +147,19 @@ def test_foreign_text_is_harmless(young: Path) -> None:
     assert "clip [red] [2J  bad" in text and "\x1b" not in text
 
 
+def test_damaged_rows_are_harmless(young: Path) -> None:
+    watched = Watched(young)
+    append(
+        young, {"kind": "step"}, {"kind": "step", "step": 13, "epoch": 1.3, "loss": "x\x1b"},
+        {"kind": "step", "step": "14", "epoch": None},
+        {"kind": "step", "step": 14, "epoch": 1.4, "gate/\x1b": [], "outer_gate": "no"},
+        {"kind": "evaluation", "step": 14, "epoch": 1.4},
+    )  # fmt: skip
+    watched.poll()
+    text = shown(watched)
+    assert "step 14 of 30" in text and "nan [nan, nan] at epoch 1.4" in text and "\x1b" not in text
+
+
 def test_tail_reads_only_what_is_new(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     tail = Tail(file)
