@@ -127,7 +127,7 @@ def _fresh(request: Request, console: Console) -> Subject:
         experiment.model.set_gate_warmup(gate.warmup_steps, gate.warmup_steps)
         console.print(f"gate warm-up of {gate.warmup_steps} steps: measured at its end")
     about = {"config": config.name, "backbone": experiment.model.name, "step": 0}
-    return _subject(experiment, accelerator, request, about, 0, {}, [])
+    return _subject(experiment, accelerator, request, about | {"clips": config.data.train_split})
 
 
 def _saved(checkpoint: Path, request: Request, console: Console) -> Subject:
@@ -150,9 +150,11 @@ def _saved(checkpoint: Path, request: Request, console: Console) -> Subject:
         "config": config.name,
         "backbone": experiment.model.name,
         "step": step,
+        "clips": config.data.eval_split,
     }
+    console.print(f"clips: of {config.data.eval_split!r}, which the run was not trained on")
     scores = _scores(run, step) if adapter.parent == run else []
-    return _subject(experiment, accelerator, request, about, step, start, scores)
+    return _subject(experiment, accelerator, request, about, start, scores)
 
 
 def _subject(
@@ -160,11 +162,17 @@ def _subject(
     accelerator: Any,
     request: Request,
     about: Mapping[str, Any],
-    step: int,
-    start: Mapping[str, Tensor],
-    further: Sequence[Record],
+    start: Mapping[str, Tensor] | None = None,
+    further: Sequence[Record] = (),
 ) -> Subject:
+    """A fresh model is measured on the clips it will see; a trained one on others.
+
+    What a trained model has learned by heart of its own clips says nothing of its hearing: after
+    some epochs even captions of wrong clips are helped by them.
+    """
     config, model = experiment.config, experiment.model
+    trained = "checkpoint" in about
+    dataset = experiment.held_out if trained else experiment.dataset
     plain = replace(config.retention, variant="no_retention")
     retention = build_retention(
         plain, model, experiment.tokens, experiment.train.embeddings, config.optim.seed
@@ -172,13 +180,11 @@ def _subject(
     trainer = StageA(model, experiment.dataset, config.optim, accelerator, retention)
     return Subject(
         model=model,
-        batches=batches_of(
-            experiment.dataset, config.optim.seed, request.batches, request.batch_size
-        ),
+        batches=batches_of(dataset, config.optim.seed, request.batches, request.batch_size),
         about=about,
         optimizer=trainer.optimizer,
-        step=step,
-        start=start,
+        step=about["step"],
+        start=start or {},
         silence=torch.from_numpy(experiment.sounds.silence),
         clip_norm=config.optim.clip_norm,
         further=further,

@@ -143,15 +143,15 @@ def test_bare_optimizer_of_a_bare_optimizer() -> None:
 
 
 def test_the_scale_of_an_optimizers_own_scaler() -> None:
+    from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
-    from accelerate.state import AcceleratorState
 
     from probes.optimizers import scale_of
 
     plain = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
     assert scale_of(None) == scale_of(plain) == 1
     scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
-    AcceleratorState(cpu=True)
+    Accelerator(cpu=True)  # its optimizer asks for its state
     assert scale_of(AcceleratedOptimizer(plain, scaler=scaler)) == 512
     off = torch.amp.GradScaler("cpu", init_scale=512.0, enabled=False)
     assert scale_of(AcceleratedOptimizer(plain, scaler=off)) == 1
