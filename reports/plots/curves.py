@@ -49,12 +49,10 @@ def loss(run: Run) -> Plot | None:
     def draw(axes: Axes) -> None:
         marker = MARKERS[0] if len(kept) == 1 else ""
         if window == 1:
-            axes.plot(steps[kept], drawable(values[kept]), color=BLUE, marker=marker)
+            axes.plot(steps[kept], raw, color=BLUE, marker=marker)
         else:
-            axes.plot(steps[kept], drawable(values[kept]), color=GREY, lw=0.6, alpha=0.75)
-            axes.plot(
-                steps[kept], drawable(mean[kept]), color=BLUE, label=f"mean of {window} steps"
-            )
+            axes.plot(steps[kept], raw, color=GREY, lw=0.6, alpha=0.75)
+            axes.plot(steps[kept], middle, color=BLUE, label=f"mean of {window} steps")
         feet(axes, bad, "not finite")
         axes.set(xlabel="optimizer step", ylabel="loss (nats/token)")
         whole_numbers(axes)
@@ -78,7 +76,7 @@ def cider(run: Run, band: Band, thresholds: Mapping[str, float]) -> Plot | None:
     Args:
         run: its evaluations and final score.
         band: the plan's expectation; between its epochs it is drawn as straight lines.
-        thresholds: name to score, drawn as lines across.
+        thresholds: name to score, drawn as lines across; the highest first.
     """
     rows = _scores(run)
     if not rows:
@@ -88,11 +86,11 @@ def cider(run: Run, band: Band, thresholds: Mapping[str, float]) -> Plot | None:
 
     def draw(axes: Axes) -> None:
         _expected(axes, band, end)
-        for name, value in thresholds.items():
+        for i, (name, value) in enumerate(thresholds.items()):
             axes.axhline(value, color=GREY, lw=0.9, ls=DASHES[1])
             axes.annotate(
                 f"{name} {value:g}", (0.01, value), xycoords=("axes fraction", "data"),
-                ha="left", va="bottom", fontsize=8, color=GREY,
+                ha="left", va="top" if i else "bottom", fontsize=8, color=GREY,
             )  # fmt: skip
         during = [i for i, row in enumerate(rows) if row.what != "final"]
         final = [i for i, row in enumerate(rows) if row.what == "final"]
@@ -199,9 +197,9 @@ def series(
         for i, (name, (x, y)) in enumerate(list(lines.items())[:MOST_LINES]):
             kept, turn = thin(y), i // len(SERIES)
             axes.plot(
-                x[kept], drawable(y[kept]), color=SERIES[i % len(SERIES)],
-                ls=DASHES[turn % len(DASHES)], marker=MARKERS[i % len(MARKERS)], markevery=max(1, len(kept) // 6),
-                label=label(name),
+                x[kept], drawable(y[kept]), color=SERIES[i % len(SERIES)], label=label(name),
+                marker=MARKERS[i % len(MARKERS)], markevery=max(1, len(kept) // 6),
+                ls=DASHES[turn % len(DASHES)],
             )  # fmt: skip
         _at_least(axes, 0.1)
         axes.set(xlabel=labels[0], ylabel=labels[1])

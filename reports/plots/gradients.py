@@ -20,6 +20,8 @@ from reports.run import Run
 
 MOST_COLUMNS = 40
 MOST_ROWS = 40
+FEWEST_LOOKS = 4
+"""Looks of the probe that are worth rows of their own; the last one is also drawn by itself."""
 _ORDER = ("projector", "adapter", "fusion", "gate")
 Points = dict[str, list[tuple[float, float]]]
 """Name of a row to its pairs of step and norm."""
@@ -111,7 +113,7 @@ def _points(run: Run) -> Points:
             (float(a), float(b)) for a, b in pairs[present & np.isfinite(steps)]
         ]
     records = sorted(_components(r for r in run.probed if r.probe == "gradflow"), key=_rank)
-    if len({r.step for r in records}) > 1:  # a single look is drawn by itself
+    if len({r.step for r in records}) >= FEWEST_LOOKS:
         for r in records:
             if r.statistic == "norm":
                 found.setdefault(f"{_name(r)} (probe)", []).append((float(r.step), r.value))
@@ -125,7 +127,7 @@ def _edges(points: Points) -> Floats | None:
         return None
     looked = sorted({s for name, p in points.items() if name.endswith("(probe)") for s, _ in p})
     last = max(steps)
-    if 4 <= len(looked) <= MOST_COLUMNS:
+    if FEWEST_LOOKS <= len(looked) <= MOST_COLUMNS:
         inner = np.array(looked if looked[-1] >= last else [*looked, last])
         return np.concatenate([[-np.inf], inner])
     columns = int(min(MOST_COLUMNS, max(1.0, last - min(steps) + 1)))
@@ -159,6 +161,7 @@ def _heat(axes: Axes, cells: Floats, names: list[str], ends: list[str]) -> None:
     bar = figure.colorbar(axes.collections[0], ax=axes, pad=0.02, label="L2")
     assert bar.solids is not None
     bar.solids.set_rasterized(False)
+    bar.solids.set_edgecolor("face")
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     bar.ax.yaxis.set_minor_formatter(NullFormatter())

@@ -30,7 +30,7 @@ PALETTE = {
 
 INK, GREY, FAINT, BLUE, RED, GREEN, PURPLE, GOLD, SKY = (c.light for c in PALETTE.values())
 
-SERIES = (BLUE, RED, GREEN, PURPLE, GOLD, SKY)
+SERIES = (BLUE, RED, PURPLE, GREEN, GOLD, SKY)
 """Colours of lines beside each other, in this order."""
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 """Line styles; from the seventh line on the colours begin anew with the next style."""

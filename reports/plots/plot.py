@@ -99,7 +99,9 @@ def log_axis(axes: Axes, which: str = "y") -> None:
         return
     (axes.set_yscale if which == "y" else axes.set_xscale)("log")
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    low, high = axis.get_view_interval()
+    narrow = FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    axis.set_minor_formatter(narrow if high < 30 * low else NullFormatter())
 
 
 def feet(axes: Axes, places: Floats, name: str) -> None:
