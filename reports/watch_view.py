@@ -52,6 +52,8 @@ def _rows(watched: Watched) -> list[tuple[str, RenderableType]]:
         layers = ", ".join(f"{layer}: {value:.2g}" for layer, value in contribution.items())
         step = run.facts.step("magnitude")
         rows.append(("contribution", Text(f"by layer {layers} (step {step})")))
+    if run.probed:
+        rows.append(("probed", Text(_probed(run))))
     rows.append(("CIDEr", _score(run)))
     skipped = sum(bool(row.get("skipped")) for row in steps)
     if skipped:
@@ -79,6 +81,17 @@ def _gates(row: Row) -> str:
     layers = ", ".join(f"{plain(layer)}: {as_float(value):.3g}" for layer, value in gates.items())
     outer = as_float(row.get("outer_gate", 1.0))
     return f"by layer {layers}" + ("" if outer == 1 else f"; opened {outer:.0%} by warm-up")
+
+
+def _probed(run: Run) -> str:
+    """Which probes looked at which step last: a finding is as old as its measurement."""
+    by_step: dict[int, list[str]] = {}
+    for name in dict.fromkeys(record.probe for record in run.probed):
+        by_step.setdefault(run.facts.step(name), []).append(name)
+    if len(by_step) == 1:
+        return f"by all at step {next(iter(by_step))}"
+    newest = sorted(by_step.items(), reverse=True)
+    return "; ".join(f"{plain(', '.join(names))} at step {step}" for step, names in newest)
 
 
 def _score(run: Run) -> Text:

@@ -118,6 +118,15 @@ def test_ends_are_told_apart(young: Path, run_rows: Any) -> None:
     assert watched.life().word == "running"
 
 
+def test_the_age_of_measurements_is_told(young: Path, run_rows: Any) -> None:
+    assert "by all at step 0" in shown(Watched(young))
+    newer = [r for r in run_rows["records"](step=10) if r.step == 10 and r.probe == "gates"]
+    with (young / "probes.jsonl").open("a") as file:
+        file.writelines(json.dumps(r.to_json()) + "\n" for r in newer)
+    text = " ".join(shown(Watched(young)).split())
+    assert "gates at step 10; magnitude, gradflow at step 0" in text
+
+
 def test_final_scores_appear(young: Path, run_rows: Any) -> None:
     watched = Watched(young)
     (young / "evaluation.json").write_text(json.dumps(run_rows["scores"](40.0, 41.0)))
