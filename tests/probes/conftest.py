@@ -115,6 +115,17 @@ def toy() -> Toy:
 
 
 @pytest.fixture(scope="session")
+def make_toy() -> Callable[[int], Toy]:
+    """make_toy(seed) -> the toy model with other weights."""
+
+    def make(seed: int) -> Toy:
+        torch.manual_seed(seed)
+        return Toy()
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_batch() -> Callable[..., dict[str, Tensor]]:
     """make_batch(lengths, seed) -> inputs of the toy model."""
     return toy_batch
