@@ -73,11 +73,12 @@ def _summary(faults: list[Outcome], fine: list[Outcome]) -> None:
     print(f"healthy set-ups with an error: {t['healthy_with_error']} of {t['healthy']}; with a "
           f"warning: {t['healthy_with_warning']}")  # fmt: skip
     for name, count in t["others"].items():
-        if None in count.values():
+        if count is None:
             print(f"{name:<20} not installed")
-        else:
-            print(f"{name:<20} cries at {count['faults']} of {t['faults']} faults and "
-                  f"{count['healthy']} of {t['healthy']} healthy set-ups")  # fmt: skip
+            continue
+        failed = f"; it fails itself on {count['failed']} set-ups" if count["failed"] else ""
+        print(f"{name:<20} cries at {count['faults']} of {t['faults']} faults and "
+              f"{count['healthy']} of {t['healthy']} healthy set-ups{failed}")  # fmt: skip
     print(f"time in diagnosis: {t['seconds']} s")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.faults.bench import Bench
 from benchmarks.faults.registry import Fault, Layers
-from benchmarks.faults.standins import NAMES, stand_ins
+from benchmarks.faults.standins import INSTALLED, NAMES, stand_ins
 from probes.findings.catalogue import get_rule
 from probes.findings.finding import Finding, Severity
 
@@ -31,7 +31,7 @@ class Outcome:
     planted: tuple[int, ...] | None
     """Fusion layers in which the fault is; None when it depends on sizes."""
     others: Mapping[str, bool | None]
-    """Which stand-ins cried; None for one that is not installed."""
+    """Which stand-ins cried; None for one that is not installed, or failed."""
     step: int
     """Optimizer steps done when it was diagnosed."""
     seconds: float
@@ -116,8 +116,7 @@ def totals(faults: list[Outcome], healthy: list[Outcome]) -> dict[str, Any]:
         "healthy_with_error": sum(bool(o.errors) for o in healthy),
         "healthy_with_warning": sum(bool(o.found) for o in healthy),
         "others": {
-            name: {"faults": _cries(faults, name), "healthy": _cries(healthy, name)}
-            for name in NAMES
+            name: _cries(faults, healthy, name) if name in INSTALLED else None for name in NAMES
         },
         "seconds": round(sum(o.seconds for o in (*faults, *healthy)), 1),
     }
@@ -133,9 +132,13 @@ def to_json(faults: list[Outcome], healthy: list[Outcome]) -> dict[str, Any]:
     }
 
 
-def _cries(outcomes: list[Outcome], name: str) -> int | None:
-    cried = [o.others[name] for o in outcomes]
-    return None if None in cried else sum(map(bool, cried))
+def _cries(faults: list[Outcome], healthy: list[Outcome], name: str) -> dict[str, int]:
+    """How often a stand-in cried, and how often it failed."""
+    return {
+        "faults": sum(o.others[name] is True for o in faults),
+        "healthy": sum(o.others[name] is True for o in healthy),
+        "failed": sum(o.others[name] is None for o in (*faults, *healthy)),
+    }
 
 
 def _by_label(findings: list[Finding]) -> dict[str, tuple[int, ...]]:

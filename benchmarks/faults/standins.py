@@ -15,10 +15,11 @@ from safe.training.batches import Batch
 STEPS = 3
 BY_HAND = ("global norm", "norms by parameter", "parameters changed")
 NAMES = (*BY_HAND, *torchlens_audit.NAMES)
+INSTALLED = NAMES if torchlens_audit.INSTALLED else BY_HAND
 
 
 def stand_ins(bench: Bench) -> Mapping[str, bool | None]:
-    """Which stand-ins cry, None where one is not installed; the set-up is used up afterwards."""
+    """Which stand-ins cry, None where one has no answer; the set-up is used up afterwards."""
     model, before = bench.model, {n: p.clone() for n, p in bench.model.named_parameters()}
     trainable = [n for n, p in model.named_parameters() if p.requires_grad]
     totals: list[float] = []
@@ -27,8 +28,7 @@ def stand_ins(bench: Bench) -> Mapping[str, bool | None]:
         for step in range(STEPS):
             _step(bench, bench.batches[step % len(bench.batches)], totals, norms)
     except Exception:  # whatever it is, the user sees it
-        installed = NAMES if torchlens_audit.INSTALLED else BY_HAND
-        return {name: True if name in installed else None for name in NAMES}
+        return {name: True if name in INSTALLED else None for name in NAMES}
     after = dict(model.named_parameters())
     changed = {n: not torch.equal(before[n], after[n]) for n in before}
     right = all(moved == (name in trainable) for name, moved in changed.items())

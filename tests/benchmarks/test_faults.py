@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.faults import scoreboard
 from benchmarks.faults.__main__ import _summary, main
 from benchmarks.faults.bench import build
 from benchmarks.faults.catalogue import FAULTS
@@ -89,15 +90,17 @@ def test_a_fault_counts_as_found_only_at_its_layers() -> None:
     assert (t["hard"], t["hard_found_within_a_step"]) == (3, 1)
 
 
-def test_what_is_not_installed_is_not_counted_as_silent(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_stand_in_without_an_answer_is_not_counted_as_silent(
+    installed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(scoreboard, "INSTALLED", NAMES if installed else BY_HAND)
     absent = replace(OUTCOME, others={**OUTCOME.others, "torchlens, any": None})
-    assert totals([OUTCOME, absent], [])["others"]["torchlens, any"]["faults"] is None
-    _summary([absent], [])
+    _summary([OUTCOME, absent], [])
+    words = "cries at 0 of 2 faults and 0 of 0 healthy set-ups; it fails itself on 1 set-ups"
     out = capsys.readouterr().out
-    assert "torchlens, any       not installed" in out
-    assert "torchlens, critical  cries at 0 of 1 faults" in out
+    assert f"torchlens, any       {words if installed else 'not installed'}\n" in out
+    assert "parameters changed   cries at 0 of 2 faults and 0 of 0 healthy set-ups\n" in out
 
 
 def test_one_fault_from_the_command_line(
