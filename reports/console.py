@@ -1,7 +1,5 @@
 """A report for the terminal: 80 columns are enough, and colour says nothing that words do not."""
 
-import re
-import shlex
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
@@ -32,6 +30,7 @@ GRADES = {
     Grade.FAIL: ("✘ FAIL", "bold red"),
     Grade.UNKNOWN: ("? UNKNOWN", "dim"),
 }
+_ROOT = {Health.BROKEN: " <- earliest broken link", Health.DOUBTFUL: " <- look here first"}
 DECISIONS = {
     Decision.PROCEED: ("✔ PROCEED", "bold green"),
     Decision.PARTIAL: ("~ PARTIAL", "bold yellow"),
@@ -101,7 +100,7 @@ def _about(link: ChainLink) -> Text:
     about = [Text(plain(link.number))] if link.number else []
     if link.findings:
         codes = ", ".join(dict.fromkeys(f.code for f in link.findings))
-        about.append(Text(f"{codes}{' <- earliest broken link' * link.root}", "bold"))
+        about.append(Text(f"{codes}{_ROOT[link.health] if link.root else ''}", "bold"))
     return Text("; ").join(about)
 
 
@@ -153,7 +152,7 @@ def _unknown(report: Report) -> Iterator[RenderableType]:
     by_command: dict[str, list[Outcome]] = {}
     for outcome in report.outcomes:
         if outcome.grade is Grade.UNKNOWN:
-            by_command.setdefault(command(outcome, report), []).append(outcome)
+            by_command.setdefault(report.run.fill(outcome.criterion.to_measure), []).append(outcome)
     if by_command:
         yield Text("\nUnknown, and what measures it", "bold")
     for how, outcomes in by_command.items():
@@ -169,16 +168,9 @@ def _why_unknown(outcome: Outcome) -> Text:
 def _next(report: Report) -> Iterator[RenderableType]:
     ticked = sum(item.grade is Grade.PASS for item in report.checklist)
     yield Text(f"\nChecklist: {ticked} of {len(report.checklist)} ticked, see", "dim")
-    path = shlex.quote(str(report.run.path))
-    yield Command(f"    safe-probe checklist {plain(path)}")
+    yield Command(f"    {plain(report.run.fill('safe-probe checklist RUN'))}")
     step = report.verdict.next_step
     yield Text.assemble("\n", ("Next: ", "bold"), plain(step.why))
     if step.changes:
         yield Text("\n".join(f"  {plain(change)}" for change in step.changes))
     yield Command(plain(step.command), "bold")
-
-
-def command(outcome: Outcome, report: Report) -> str:
-    """What measures an unknown criterion in this run."""
-    path = shlex.quote(str(report.run.path))
-    return re.sub(r"\bRUN\b", lambda _: path, outcome.criterion.to_measure)

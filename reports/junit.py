@@ -4,7 +4,6 @@ import re
 from xml.etree import ElementTree
 
 from probes.findings.finding import Severity
-from reports.console import command
 from reports.criterion import Outcome
 from reports.grade import Grade
 from reports.report import Report
@@ -50,7 +49,7 @@ def _case(outcome: Outcome, report: Report) -> ElementTree.Element:
     if outcome.grade is Grade.FAIL:
         _child(case, "failure", f"{outcome.evidence}\n{c.why}\nsource: {c.source}", told)
     elif outcome.grade is Grade.UNKNOWN:
-        _child(case, "skipped", None, f"{outcome.evidence}; run: {command(outcome, report)}")
+        _child(case, "skipped", None, f"{outcome.evidence}; run: {report.run.fill(c.to_measure)}")
     else:
         _child(case, "system-out", f"{outcome.grade.value}: {told}\n{outcome.evidence}")
     return case

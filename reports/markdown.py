@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from probes.findings.finding import Finding
 from probes.findings.view import grouped, measured, place
-from reports.console import DECISIONS, GRADES, HEALTH, command
+from reports.console import DECISIONS, GRADES, HEALTH
 from reports.grade import Grade
 from reports.plain import plain
 from reports.report import Report
@@ -43,7 +43,7 @@ def markdown(report: Report) -> str:
     if report.findings:
         parts += ["### Findings", _findings(report.findings)]
     if unknown := [o for o in report.outcomes if o.grade is Grade.UNKNOWN]:
-        rows = ((o.criterion.title, command(o, report)) for o in unknown)
+        rows = ((o.criterion.title, run.fill(o.criterion.to_measure)) for o in unknown)
         parts += ["### Unknown", _table(("criterion", "what measures it"), rows)]
     return "\n\n".join(parts) + "\n"
 

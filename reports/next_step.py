@@ -63,7 +63,7 @@ def next_step(
     if unknown:
         return NextStep(
             "measure",
-            unknown[0].criterion.to_measure.replace("RUN", shlex.quote(str(run.path))),
+            run.fill(unknown[0].criterion.to_measure),
             "not measured yet: " + ", ".join(o.criterion.title for o in unknown),
         )
     if decision == "PROCEED":

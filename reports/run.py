@@ -7,6 +7,7 @@ Any file may be missing, cut off or damaged: what cannot be read is left out and
 import json
 import os
 import re
+import shlex
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -90,6 +91,17 @@ class Run:
         if most is not None and self.last_step >= most:
             return True
         return self.epochs_done >= self.config.optim.epochs - 1e-6
+
+    def fill(self, command: str) -> str:
+        """``command`` for a shell with this run, or its checkpoint, for every ``RUN``.
+
+        What lies in a run (``RUN/check``) lies in its folder, also for a checkpoint.
+        """
+        folder = shlex.quote(str(self.path))
+        step = self.checkpoint
+        subject = self.path if step is None else self.path / "checkpoints" / f"step-{step:08d}"
+        whole = shlex.quote(str(subject))
+        return re.sub(r"\bRUN\b(/?)", lambda found: f"{folder}/" if found[1] else whole, command)
 
     def frame(self) -> "pd.DataFrame":
         """One row per optimizer step, with ``cider*`` where an evaluation followed it."""

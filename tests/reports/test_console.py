@@ -127,6 +127,12 @@ def test_foreign_text_is_neither_markup_nor_escape_codes(
     assert "\x1b" not in quiet_line(Report.of(moved))
 
 
+def test_a_doubtful_link_is_not_called_broken(make_whole_run: Any) -> None:
+    text = printed(Report.of(make_whole_run("quiet", gate=0.001, contribution=0.001)))
+    assert "! doubtful" in text and "<- look here first" in text
+    assert "earliest broken link" not in text
+
+
 def test_quiet_is_one_line(case: Callable[[str], Path]) -> None:
     for name in CASES:
         report = Report.of(case(name))

@@ -107,6 +107,19 @@ def test_report_as_html(
     assert opened == [file.as_uri()] and "open the file yourself" in err
 
 
+def test_a_checkpoint_is_measured_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write(tmp_path / "my runs" / "x", 40) / "checkpoints" / "step-00000010"
+    checkpoint.mkdir(parents=True)
+    code, out, _ = run(capsys, "report", checkpoint)
+    assert code == 1 and "checkpoint of step 10" in out
+    assert out.splitlines()[-1] == f"safe-train evaluate '{checkpoint}'"
+    folder = checkpoint.parents[1]
+    assert f"    safe-probe check '{checkpoint}' --output '{folder}'/check\n" in out
+    assert f"    safe-probe report '{checkpoint}' --baseline BASELINE_RUN\n" in out
+
+
 def test_report_against_a_baseline(
     blocked: Path, partial: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
