@@ -136,7 +136,7 @@ class _Meter:
         logits, text, _ = counted(output, batch, self.path.spec.splice)
         if batch.labels is None:
             return _Output(logits, text, None)
-        losses = token_losses({"logits": logits}, batch).double().cpu().numpy()
+        losses = token_losses(logits, batch).double().cpu().numpy()
         return _Output(logits, text, losses)
 
     def _tally(

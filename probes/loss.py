@@ -43,30 +43,26 @@ class OwnLoss:
         return value / max(1, batch.supervised) if self.reduction == "sum" else value
 
 
-def token_losses(output: Any, batch: Batch) -> Tensor:
+def token_losses(logits: Tensor, batch: Batch) -> Tensor:
     """Cross entropy of every supervised token, recomputed from the logits.
 
     Args:
-        output: has ``logits`` [B, T, V] (extra positions in front are a spliced prefix), or
-            [M, V] at the M supervised positions.
+        logits: [M, V] at the M supervised tokens, as :func:`probes.logits.counted` picks them.
         batch: has ``labels`` [B, T].
 
     Returns:
         [M] float32 nats, row by row of the batch.
 
     Raises:
-        ProbeError: no logits or labels, or their shapes do not belong together.
+        ProbeError: no labels, or of another number of tokens.
     """
-    logits, labels = field_of(output, "logits"), batch.labels
-    if not isinstance(logits, Tensor) or labels is None:
-        raise ProbeError("per-token losses need logits in the output and labels in the batch")
-    supervised = labels[:, 1:] != IGNORED
-    target = labels[:, 1:][supervised]
-    if logits.dim() == 3 and logits.shape[1] >= labels.shape[1]:
-        logits = logits[:, -labels.shape[1] : -1][supervised.to(logits.device)]
+    if batch.labels is None:
+        raise ProbeError("per-token losses need labels in the batch")
+    labels = batch.labels[:, 1:]
+    target = labels[labels != IGNORED]
     if logits.dim() != 2 or logits.shape[0] != target.shape[0]:
         raise ProbeError(
             f"logits of shape {list(logits.shape)} do not belong to labels of shape "
-            f"{list(labels.shape)} with {target.shape[0]} supervised tokens"
+            f"{list(batch.labels.shape)} with {target.shape[0]} supervised tokens"
         )
     return F.cross_entropy(logits.float(), target.to(logits.device), reduction="none")

@@ -106,7 +106,7 @@ def _loss(session: Session, context: Context) -> float | None:
         if batch.supervised:
             output = session.forward(batch)
             logits = counted(output, batch, context.path.spec.splice).logits
-            found.append(token_losses({"logits": logits}, batch).double().cpu().numpy())
+            found.append(token_losses(logits, batch).double().cpu().numpy())
     return float(np.concatenate(found).mean()) if found else None
 
 

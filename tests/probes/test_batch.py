@@ -11,6 +11,7 @@ from torch import Tensor
 from probes import PROBES, get_probe
 from probes.batch import Batch
 from probes.errors import ProbeError
+from probes.logits import counted
 from probes.loss import OwnLoss, token_losses
 
 
@@ -69,13 +70,14 @@ def test_foreign_shapes_are_refused(shape: tuple[int, ...]) -> None:
         batch.positions(torch.Size(shape))
 
 
-def test_token_losses_for_all_and_for_supervised_logits(
+def test_token_losses_of_counted_logits(
     toy: Any, make_batch: Callable[..., dict[str, Tensor]]
 ) -> None:
     inputs = make_batch()
     batch = Batch.of(inputs, "sound")
     output = toy.eval()(**inputs)
-    found = token_losses(output, batch)
+    rows = counted(output, batch).logits
+    found = token_losses(rows, batch)
     expected = [
         -torch.log_softmax(output["logits"][b, t - 1], -1)[inputs["labels"][b, t]].item()
         for b in range(3)
@@ -84,13 +86,15 @@ def test_token_losses_for_all_and_for_supervised_logits(
     ]
     assert found.tolist() == pytest.approx(expected, rel=1e-5)
     assert found.mean().item() == pytest.approx(OwnLoss("mean")(output, batch).item(), rel=1e-5)
-    rows = output["logits"][:, :-1][inputs["labels"][:, 1:] != -100]
-    assert torch.equal(token_losses({"logits": rows}, batch), found)
+    picked = output["logits"][:, :-1][inputs["labels"][:, 1:] != -100]
+    assert torch.equal(counted({"logits": picked}, batch).logits, rows)
     assert OwnLoss("sum")({"loss": found.sum()}, batch) == found.sum() / 7
     with pytest.raises(ProbeError, match="do not belong to labels"):
-        token_losses({"logits": rows[:-1]}, batch)
-    with pytest.raises(ProbeError, match="need logits"):
-        token_losses({}, batch)
+        token_losses(rows[:-1], batch)
+    with pytest.raises(ProbeError, match="need labels"):
+        token_losses(rows, batch.with_inputs(labels=None))
+    with pytest.raises(ProbeError, match="returned no logits"):
+        counted({}, batch)
     with pytest.raises(ProbeError, match="returned no loss"):
         OwnLoss("mean")({}, batch)
 
