@@ -3,6 +3,8 @@
 import json
 import os
 import pty
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -263,6 +265,30 @@ def test_ctrl_c_leaves_quietly(tmp_path: Path) -> None:
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.finish() == 0
     assert "Traceback" not in terminal.text and "interrupted" not in terminal.text
+
+
+def test_every_command_and_the_code_of_the_document_work(
+    tmp_path: Path, repo_root: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    write(tmp_path / "runs" / "latest", 40)
+    write(tmp_path / "runs" / "baseline", 20)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(webbrowser, "open", lambda _url: True)
+    text = (repo_root / "docs" / "report.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    assert len(commands) > 12
+    for name, *arguments in commands:
+        code, out, _ = run(capsys, *arguments)
+        assert (name, code) == ("safe-probe", 0) and out, arguments
+    for name in ("runs/latest/report.html", "both.html", "report.xml"):
+        assert (tmp_path / name).exists(), name
+    (python,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(python, names)
+    assert len(names["steps"]) == 20 and len(names["records"]) > 5
+    assert capsys.readouterr().out.startswith("PARTIAL safe-probe check ")
 
 
 def test_report_is_quick(blocked: Path) -> None:
