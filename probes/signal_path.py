@@ -12,8 +12,8 @@ Written by hand for a foreign model (Python, or the same keys in YAML)::
 
 Names are those of ``model.named_modules()``, without the prefixes of DDP, torch.compile or PEFT.
 ``{layer}`` stands for the number of the decoder layer; where the model counts differently, give a
-mapping from decoder layer to name instead. ``*`` is for ``layers`` alone: every other name must mean
-one module or parameter, so that a number is never one of several places together.
+mapping from decoder layer to name instead. ``*`` is for ``layers`` alone: every other name must
+mean one module or parameter, so that a number is never one of several places together.
 """
 
 from collections.abc import Callable, Mapping
