@@ -23,10 +23,13 @@ _STALE = 600
 
 
 class Tail:
-    """The JSON lines of a file that is being appended to; starts anew when it was cut back."""
+    """The JSON lines of a file that is being appended to.
+
+    It starts anew when the file was cut back or replaced, as by a run that resumes.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._position = path, 0
+        self.path, self._position, self._inode = path, 0, -1
         self.rows: list[dict[str, Any]] = []
         """Every whole row so far."""
 
@@ -34,8 +37,9 @@ class Tail:
         """Read what is new; returns whether anything was."""
         try:
             with self.path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self._position:
-                    self._position, self.rows = 0, []
+                state = os.fstat(file.fileno())
+                if state.st_size < self._position or state.st_ino != self._inode:
+                    self._position, self._inode, self.rows = 0, state.st_ino, []
                 file.seek(self._position)
                 new = file.read()
         except FileNotFoundError:

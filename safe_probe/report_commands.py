@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +32,15 @@ def report(arguments: argparse.Namespace) -> int:
             arguments.junit.write_text(junit(judged), encoding="utf-8")
     if arguments.html or arguments.open:
         _page(judged, arguments.open)
+    try:
+        _show(judged, arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; the verdict stands all the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1 if judged.verdict.decision is Decision.BLOCKED else 0
+
+
+def _show(judged: Report, arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(judged.to_json())
     elif arguments.markdown:
@@ -45,7 +55,6 @@ def report(arguments: argparse.Namespace) -> int:
         from reports.console import print_report
 
         print_report(judged, _console())
-    return 1 if judged.verdict.decision is Decision.BLOCKED else 0
 
 
 def watch(arguments: argparse.Namespace) -> int:
@@ -135,8 +144,15 @@ def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False))
 
 
+class _Output(Console):
+    """Leaves a reader who went away to the command line, as `print` does."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def _console() -> Console:
     """For results; what the output's encoding cannot hold becomes a question mark."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    return Console(highlight=False, markup=False, emoji=False)
+    return _Output(highlight=False, markup=False, emoji=False)

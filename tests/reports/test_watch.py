@@ -97,6 +97,16 @@ def test_a_file_that_was_cut_back_is_read_anew(young: Path, run_rows: Any) -> No
     assert watched.run.last_step == 5 and len(watched.run.steps) == 5
 
 
+def test_a_file_that_was_replaced_is_read_anew(young: Path, run_rows: Any) -> None:
+    watched = Watched(young)
+    rows = [{**row, "loss": 9.0} for row in run_rows["steps"]()]  # longer, and all of it new
+    other = young / "new.jsonl"
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    other.replace(young / "metrics.jsonl")
+    watched.poll()
+    assert [row["loss"] for row in watched.run.steps] == [9.0] * 30
+
+
 def test_ends_are_told_apart(young: Path, run_rows: Any) -> None:
     watched = Watched(young)
     assert not watched.life().over

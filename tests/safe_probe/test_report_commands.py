@@ -208,6 +208,17 @@ def test_an_old_terminal_gets_what_it_can_show(partial: Path) -> None:
         assert "partial" in done.stdout and done.stdout.isascii()
 
 
+@pytest.mark.parametrize("option", ["--json", "--quiet", "--markdown", None])
+def test_the_verdict_stands_when_the_reader_leaves(option: str | None, blocked: Path) -> None:
+    code = "import sys; from safe_probe.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "report", str(blocked), *([option] if option else [])]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 class Terminal:
     """A command on a pseudo-terminal of 80 columns."""
 
