@@ -169,7 +169,7 @@ def _scores(run: Run) -> Mapping[str, Any]:
 
 
 def _differing(trees: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
-    keys = dict.fromkeys(key for tree in trees for key in tree)
+    keys = dict.fromkeys(key for tree in trees for key in tree if key != "description")
     rows = {key: tuple(tree.get(key) for tree in trees) for key in keys}
     return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
 
