@@ -41,6 +41,8 @@ _EPILOG = """examples:
   safe-probe params --config phase1                the true 13B numbers, without weights
   safe-probe calibrate --config phase1 --backbone smollm2
   safe-probe explain SP204
+  safe-probe report runs/latest                    the verdict, and what to type next
+  safe-probe watch runs/latest                     a running training, live
 exit codes: 0 fine, 1 findings at or above --fail-on, 2 wrong input, 3 interrupted
 """
 
