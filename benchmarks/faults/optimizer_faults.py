@@ -166,14 +166,14 @@ def trainables_in_bfloat16(bench: Bench) -> None:
         parameter.data = parameter.data.to(torch.bfloat16)
 
 
-@fault("usual mistake: a gradient reversal layer left from adversarial training", "SP318 projector")
+@fault("textbook: a gradient reversal layer left from adversarial training", "SP318 projector")
 def projector_gradient_reversed(bench: Bench) -> None:
     """A hook turns every gradient of the projector round."""
     for parameter in bench.model.projector.parameters():
         parameter.register_hook(torch.neg)
 
 
-@fault("usual mistake: gradient noise instead of added gradient noise", "SP318 fusion")
+@fault("textbook: gradient noise instead of added gradient noise", "SP318 fusion")
 def fusion_gradient_noise(bench: Bench) -> None:
     """A hook puts noise of the same spread in the place of LoRA's gradients."""
     for name, parameter in bench.model.fusion.named_parameters():
@@ -181,7 +181,7 @@ def fusion_gradient_noise(bench: Bench) -> None:
             parameter.register_hook(lambda g: torch.randn_like(g) * g.square().mean().sqrt())
 
 
-@fault("usual mistake: keys detached, values not", "SP319 projector")
+@fault("textbook: keys detached, values not", "SP319 projector")
 def keys_detached(bench: Bench) -> None:
     """Keys are made of detached tokens: the projector cannot learn where attention looks."""
 
