@@ -11,37 +11,27 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 class AudioFiles:
     """The audio files of one split, listed once.
 
-    A file is looked for in {root}/audio/{split} under the names {id}_{start}, Y{id}, {id} and
-    Y{id}_{start}, in this order, each with .wav, .flac, .ogg, .mp3. The folder itself may be a link
-    (to a larger disk, say); a single file that links to somewhere else is not followed, so that
-    an unpacked archive cannot make us read other files of this machine.
+    A file is looked for in {root}/audio/{split}, {root}/{split} and {root}/audio, in each under the
+    names {id}_{start}, Y{id}, {id} and Y{id}_{start}, in this order, with .wav, .flac, .ogg, .mp3.
+    A folder itself may be a link (to a larger disk, say); a single file that links to somewhere
+    else is not followed, so that an unpacked archive cannot make us read other files of this
+    machine.
     """
 
     def __init__(self, root: Path, split: str) -> None:
         self.root = root
-        self.folder = root / "audio" / split
-        self._allowed = tuple(Path(os.path.realpath(path)) for path in (root, self.folder))
-        self._files: dict[str, bool] = {}  # name -> whether it is a link
-        try:
-            with os.scandir(self.folder) as entries:
-                for entry in entries:
-                    link = entry.is_symlink()
-                    # Only regular files: opening a pipe would wait for ever.
-                    regular = os.path.isfile(entry.path) if link else entry.is_file()
-                    if regular and entry.name.endswith(SUFFIXES):
-                        self._files[entry.name] = link
-        except FileNotFoundError:
-            pass  # manifests without audio are read all the same; every clip is then missing
-        except OSError as error:
-            raise DataError(f"cannot list {self.folder}: {error.strerror}") from None
+        self.folders = (root / "audio" / split, root / split, root / "audio")
+        self._allowed = tuple(Path(os.path.realpath(path)) for path in (root, *self.folders))
+        self._files = {folder: _listed(folder) for folder in self.folders}
 
     def find(self, youtube_id: str, name: str) -> tuple[Path | None, bool]:
         """Return the clip's file, if any, and whether it was left out for being a link outside."""
-        for stem in (name, f"Y{youtube_id}", youtube_id, f"Y{name}"):
-            for suffix in SUFFIXES:
-                link = self._files.get(stem + suffix)
-                if link is not None:
-                    return self._inside(self.folder / (stem + suffix), link)
+        for folder, files in self._files.items():
+            for stem in (name, f"Y{youtube_id}", youtube_id, f"Y{name}"):
+                for suffix in SUFFIXES:
+                    link = files.get(stem + suffix)
+                    if link is not None:
+                        return self._inside(folder / (stem + suffix), link)
         return None, False
 
     def named(self, audio: str) -> tuple[Path | None, bool]:
@@ -57,3 +47,21 @@ class AudioFiles:
             if not any(real.is_relative_to(folder) for folder in self._allowed):
                 return None, True
         return path, False
+
+
+def _listed(folder: Path) -> dict[str, bool]:
+    """Return the names of the audio files in a folder, and whether each is a link."""
+    files: dict[str, bool] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                link = entry.is_symlink()
+                # Only regular files: opening a pipe would wait for ever.
+                regular = os.path.isfile(entry.path) if link else entry.is_file()
+                if regular and entry.name.endswith(SUFFIXES):
+                    files[entry.name] = link
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # manifests without audio are read all the same; every clip is then missing
+    except OSError as error:
+        raise DataError(f"cannot list {folder}: {error.strerror}") from None
+    return files

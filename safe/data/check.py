@@ -1,23 +1,23 @@
 """Looking through a data folder: what is there, and what is wrong with it."""
 
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 
-from configs.errors import DataError
 from safe.data.audio import MIN_SECONDS, AudioFacts, inspect
-from safe.data.manifests import SUFFIXES, Clip, Manifest, find_manifest, read_manifest
-from safe.data.overlap import shared_clips
+from safe.data.manifests import Clip, Manifest, read_manifest
+from safe.data.overlap import Known, shared_sounds
 from safe.data.problems import AudioProblem, Problem
-from safe.data.report import DataReport, SplitReport
+from safe.data.report import AUDIOCAPS_LAYOUT, DataReport, SplitReport
+from safe.data.sources import read_source
 
 Progress = Callable[[int, int], None]
 """Called with the number of clips that are done and the number of all clips."""
 
-SPLITS = ("train", "val", "test")
 CLIPPED_SHARE = 1e-3
 
 Findings = dict[tuple[str, str], AudioFacts | AudioProblem]
@@ -31,51 +31,47 @@ def check_root(
     min_seconds: float = MIN_SECONDS,
     progress: Progress | None = None,
 ) -> DataReport:
-    """Read every manifest and every audio file of a data folder.
+    """Read every manifest and every audio file of a data folder, in any known format.
 
-    `splits`: which to read; default those of train, val and test that have a manifest.
+    `splits`: which to read, of a folder in AudioCaps layout; default all.
     `sample_rate`: rate in Hz that files should have; default no expectation.
     `min_seconds`: clips shorter than this are unusable.
 
     Raises DataError when a manifest is missing or has a bad row.
     """
-    names = list(dict.fromkeys(splits)) if splits else _present_splits(Path(root))
-    manifests = {name: read_manifest(root, name) for name in names}
+    form, notes = AUDIOCAPS_LAYOUT, tuple[str, ...]()
+    if splits:
+        manifests = {name: read_manifest(root, name) for name in dict.fromkeys(splits)}
+    else:
+        source = read_source(root)
+        form, manifests, notes = source.format, source.manifests, source.notes
     clips = [clip for manifest in manifests.values() for clip in manifest.clips]
     findings = _inspect(clips, progress)
     problems: list[Problem] = []
     reports = {}
     for name, manifest in manifests.items():
-        found = [*_unusable(manifest.clips, findings, min_seconds)]
+        found = [*unusable(manifest.clips, findings, min_seconds)]
         found += _remarks(manifest.clips, findings, sample_rate)
         reports[name] = _split_report(manifest, findings, found)
         problems += found
     problems += _shared(manifests, findings)
-    return DataReport(str(root), reports, tuple(problems))
+    return DataReport(str(root), reports, tuple(problems), form, notes)
 
 
 def usable(
     clips: Sequence[Clip], *, min_seconds: float = MIN_SECONDS, progress: Progress | None = None
 ) -> tuple[list[Clip], list[Problem]]:
     """Split clips into those that can be used and one row for each of the others."""
-    bad = _unusable(clips, _inspect(clips, progress), min_seconds)
+    bad = unusable(clips, _inspect(clips, progress), min_seconds)
     names = {(row.split, row.clip) for row in bad}
     return [clip for clip in clips if (clip.split, clip.id) not in names], bad
-
-
-def _present_splits(root: Path) -> list[str]:
-    names = [name for name in SPLITS if any((root / f"{name}{s}").is_file() for s in SUFFIXES)]
-    if not names:
-        find_manifest(root, SPLITS[0])  # says what it looked for
-        raise DataError(f"no manifest in {root}")
-    return names
 
 
 def _inspect(clips: Sequence[Clip], progress: Progress | None) -> Findings:
     """Inspect every file; decoding and hashing leave the interpreter lock, so threads help."""
     findings: Findings = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = pool.map(_inspect_one, clips)
+        results = pool.map(inspect_clip, clips)
         for done, (clip, facts) in enumerate(zip(clips, results, strict=True), 1):
             findings[clip.split, clip.id] = facts
             if progress:
@@ -83,16 +79,24 @@ def _inspect(clips: Sequence[Clip], progress: Progress | None) -> Findings:
     return findings
 
 
-def _inspect_one(clip: Clip) -> AudioFacts | AudioProblem:
+def inspect_clip(clip: Clip) -> AudioFacts | AudioProblem:
+    """Return what a clip's sound is like, or why there is none; see `inspect`."""
     if clip.path is None:
         return AudioProblem.without_file(clip)
     try:
-        return inspect(clip.path)
+        if clip.embedded is None:
+            return inspect(clip.path)
+        with tempfile.NamedTemporaryFile(suffix=clip.path.suffix) as file:
+            file.write(clip.embedded.read())
+            file.flush()
+            return inspect(file.name)
     except AudioProblem as problem:
         return problem
 
 
-def _unusable(clips: Sequence[Clip], findings: Findings, min_seconds: float) -> list[Problem]:
+def unusable(
+    clips: Sequence[Clip], findings: Findings, min_seconds: float = MIN_SECONDS
+) -> list[Problem]:
     """Return one row for each clip that cannot be used."""
     rows = []
     for clip in clips:
@@ -136,16 +140,22 @@ def _remarks(clips: Sequence[Clip], findings: Findings, sample_rate: int | None)
     return rows
 
 
+def known(clip: Clip, facts: AudioFacts | AudioProblem) -> Known:
+    """Return a clip with what finds it in another split."""
+    if isinstance(facts, AudioProblem):
+        return Known(clip, None, clip.seconds)
+    # Two silent clips are alike without being the same recording.
+    return Known(clip, None if facts.silent else facts.sha256, facts.seconds)
+
+
 def _shared(manifests: dict[str, Manifest], findings: Findings) -> list[Problem]:
-    hashes = {
-        key: facts.sha256
-        for key, facts in findings.items()
-        # Two silent clips are alike without being the same recording.
-        if isinstance(facts, AudioFacts) and not facts.silent
+    sounds = {
+        name: [known(clip, findings[clip.split, clip.id]) for clip in manifest.clips]
+        for name, manifest in manifests.items()
     }
     rows = []
-    for one, other in combinations(manifests.values(), 2):
-        for pair in shared_clips(one.clips, other.clips, hashes):
+    for one, other in combinations(sounds.values(), 2):
+        for pair in shared_sounds(one, other):
             detail = f"also in {pair.first.split} as {pair.first.id}"
             rows.append(Problem.of(pair.second, f"shared_{pair.by}", detail))
     return rows

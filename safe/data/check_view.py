@@ -5,25 +5,29 @@ from rich.table import Table
 from rich.text import Text
 
 from safe.data.problems import REMARKS, UNUSABLE
-from safe.data.report import DataReport
+from safe.data.report import AUDIOCAPS_LAYOUT, DataReport
 
 _SHOWN = 20  # problem rows in the table; the JSON has them all
 
 
 def render(report: DataReport) -> Group:
     """Return counts per split, counts per reason, the first problems, and the conclusion."""
-    parts: list[Table | Text] = [_counts(report)]
+    parts: list[Table | Text] = [_counts(report), *(Text(f"note: {x}") for x in report.notes)]
     if report.problems:
         parts += [_reasons(report), _problems(report)]
     if report.obstacles:
         parts += [Text(f"✗ {line}", style="bold red") for line in report.obstacles]
-    else:
+    elif report.format == AUDIOCAPS_LAYOUT:
         parts.append(Text("✓ can be trained on and scored", style="bold green"))
+    else:
+        fix = f"safe-train data prepare {report.root} OUTPUT"
+        parts.append(Text(f"✓ nothing in the way; for training: {fix}", style="bold green"))
     return Group(*parts)
 
 
 def _counts(report: DataReport) -> Table:
-    table = Table(title=Text(f"Data in {report.root}"), title_justify="left")
+    title = Text(f"Data in {report.root} ({report.format})")
+    table = Table(title=title, title_justify="left")
     for name in ("split", "rows", "clips", "captions", "present", "usable", "seconds", "Hz"):
         table.add_column(name, justify="left" if name == "split" else "right")
     for name, split in report.splits.items():

@@ -3,8 +3,8 @@
 import csv
 import os
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from configs.errors import DataError
@@ -13,6 +13,18 @@ from safe.data.rows import Row, read_rows
 
 SUFFIXES = (".csv", ".json", ".jsonl")
 HEADER = ("audiocap_id", "youtube_id", "start_time", "caption")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """An audio file that is held in a larger file."""
+
+    file: Path
+    """The file that holds it."""
+    row: int
+    """Its row there, from 0."""
+    read: Callable[[], bytes]
+    """Returns the audio file's bytes."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,17 @@ class Clip:
     """Start in the recording in seconds ("30"), or "" for a whole file."""
     outside: bool = False
     """Whether there is a file but it was left out, because it links out of the data folder."""
+    recording: str = ""
+    """What it was cut from, by a name that other data sets use too; "": the youtube_id."""
+    seconds: float | None = None
+    """Length in seconds as the manifest states it, where it does."""
+    embedded: Embedded | None = field(default=None, compare=False, repr=False)
+    """Where the sound is when it has no file of its own; `path` then is only its name."""
+
+    @property
+    def origin(self) -> str:
+        """Name of the recording: clips of one recording share their sound."""
+        return self.recording or self.youtube_id
 
 
 @dataclass(frozen=True)
@@ -61,7 +84,10 @@ def find_manifest(root: Path | str, split: str) -> Path:
     found = [path for path in found if path.is_file()]
     if not found:
         looked = ", ".join(f"{split}{suffix}" for suffix in SUFFIXES)
-        raise DataError(f"no manifest for split {split!r} in {root}; looked for {looked}")
+        raise DataError(
+            f"no manifest for split {split!r} in {root}; looked for {looked} "
+            f"(of other data sets `safe-train data prepare {root} OUTPUT` makes them)"
+        )
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
         raise DataError(f"split {split!r} has several manifests in {root}: {names}; keep one")

@@ -30,6 +30,7 @@ REMARKS = {
     "duplicate_caption": "the same caption is given twice for the clip",
     "shared_id": "the recording is also in another split",
     "shared_audio": "a clip of another split has exactly the same samples",
+    "shared_caption": "a clip of another split has the same caption and the same, rare length",
 }
 
 

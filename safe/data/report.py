@@ -7,6 +7,9 @@ from typing import Any
 
 from safe.data.problems import Problem
 
+AUDIOCAPS_LAYOUT = "AudioCaps layout"
+"""The format that training reads; of any other `safe-train data prepare` makes it."""
+
 
 @dataclass(frozen=True)
 class SplitReport:
@@ -70,12 +73,16 @@ class DataReport:
     """Counts per split."""
     problems: tuple[Problem, ...]
     """One row per clip and reason: the unusable, the remarks, then what splits share."""
+    format: str = AUDIOCAPS_LAYOUT
+    """Name of the format that the folder is in."""
+    notes: tuple[str, ...] = ()
+    """What a person should know about how it was read."""
 
     @property
     def shared(self) -> dict[str, int]:
-        """Number of clips that an earlier split also has: by id, and by audio alone."""
+        """Number of clips that an earlier split also has: by id, audio alone, caption alone."""
         count = Counter(row.reason for row in self.problems)
-        return {"id": count["shared_id"], "audio": count["shared_audio"]}
+        return {by: count[f"shared_{by}"] for by in ("id", "audio", "caption")}
 
     @property
     def obstacles(self) -> tuple[str, ...]:
@@ -86,8 +93,9 @@ class DataReport:
             if not split.usable
         ]
         if any(self.shared.values()):
-            ids, audio = self.shared["id"], self.shared["audio"]
-            lines.append(f"splits share {ids} clips by recording id and {audio} by identical audio")
+            ids, audio, caption = self.shared.values()
+            line = f"splits share {ids} clips by recording id and {audio} by identical audio"
+            lines.append(f"{line}, {caption} by caption and length" if caption else line)
         return tuple(lines)
 
     @property
@@ -99,6 +107,8 @@ class DataReport:
         """Return the report as plain values for JSON."""
         return {
             "root": self.root,
+            "format": self.format,
+            "notes": list(self.notes),
             "exit_code": self.exit_code,
             "obstacles": list(self.obstacles),
             "splits": {name: split.to_dict() for name, split in self.splits.items()},

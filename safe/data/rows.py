@@ -1,15 +1,13 @@
-"""Reading the rows of a manifest (CSV, JSON or JSONL), with the place of every mistake."""
+"""The rows of a manifest (CSV, JSON or JSONL), with the place of every mistake."""
 
-import csv
-import io
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.errors import DataError
+from safe.data.tables import csv_table, json_value, jsonl_values, read_text
 
 CSV_COLUMNS = ("youtube_id", "start_time", "caption")
 _NUMBER = re.compile(r"0*([0-9]+)(?:\.([0-9]*))?")
@@ -39,7 +37,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     reader = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _jsonl_rows}.get(path.suffix)
     if reader is None:
         raise DataError(f"{path}: a manifest is a .csv, .json or .jsonl file")
-    return reader(path, _read_text(path))
+    return reader(path)
 
 
 def normalize_start(value: object, place: str) -> str:
@@ -57,105 +55,34 @@ def normalize_start(value: object, place: str) -> str:
     return f"{match[1]}.{fraction}" if fraction else match[1]
 
 
-def _read_text(path: Path) -> str:
-    try:
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise DataError(f"cannot read the manifest {path}: {error.strerror}") from None
-    nul = data.find(b"\0")
-    if nul >= 0:
-        line = data.count(b"\n", 0, nul) + 1
-        raise DataError(
-            f"{path.name}, line {line}: holds a NUL byte; the file is damaged or not UTF-8 text"
-        )
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path.name}, line {line}: is not UTF-8 (byte 0x{data[error.start]:02x}); "
-            "save the file as UTF-8"
-        ) from None
+def _csv_rows(path: Path) -> Iterator[Row]:
+    for entry, place in csv_table(path, _check_header):
+        yield _row(entry, place)
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[Row]:
-    # strict: a stray quote is an error instead of a caption that swallows the following rows.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
-    while True:
-        place = f"{path.name}, line {reader.line_num + 1}"
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            raise DataError(
-                f"{place}: {error}; a field with a comma, quote or line break must be in double "
-                "quotes, with quotes inside it doubled"
-            ) from None
-        if fields is None:
-            break
-        if not fields or (len(fields) == 1 and not fields[0].strip()):
-            continue  # a blank line
-        if header is None:
-            header = _check_header(fields, place)
-        elif len(fields) != len(header):
-            raise DataError(
-                f"{place}: has {len(fields)} fields, the header has {len(header)}; "
-                "a caption with a comma must be in double quotes"
-            )
-        else:
-            yield _row(dict(zip(header, fields, strict=True)), place)
-    if header is None:
-        raise DataError(f"{path.name}: is empty; the header must be {','.join(CSV_COLUMNS)}")
-
-
-def _check_header(fields: list[str], place: str) -> list[str]:
-    header = [field.strip() for field in fields]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataError(f"{place}: column {twice[0]!r} stands twice in the header")
+def _check_header(header: list[str], place: str) -> None:
+    if not header:
+        file = place.partition(",")[0]
+        raise DataError(f"{file}: is empty; the header must be {','.join(CSV_COLUMNS)}")
     missing = [name for name in CSV_COLUMNS if name not in header]
     if missing:
         raise DataError(
             f"{place}: column {missing[0]!r} is missing; found: {', '.join(header)}; "
             f"needed: {', '.join(CSV_COLUMNS)}"
         )
-    return header
 
 
-def _json_rows(path: Path, text: str) -> Iterator[Row]:
-    entries = _load_json(text, path.name, first_line=1)
+def _json_rows(path: Path) -> Iterator[Row]:
+    entries = json_value(read_text(path), path.name, first_line=1)
     if not isinstance(entries, list):
         raise DataError(f"{path.name}: must be a list of objects, not {type(entries).__name__}")
     for number, entry in enumerate(entries, 1):
         yield _row(entry, f"{path.name}, entry {number}")
 
 
-def _jsonl_rows(path: Path, text: str) -> Iterator[Row]:
-    # Only "\n" ends a line: U+2028 and its like may stand inside a JSON string.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            entry = _load_json(line, path.name, first_line=number)
-            yield _row(entry, f"{path.name}, line {number}")
-
-
-def _load_json(text: str, name: str, first_line: int) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise DataError(
-            f"{name}, line {line}: is not JSON: {error.msg} (column {error.colno})"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name}, from line {first_line}: is not usable JSON: {error}") from None
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} stands twice")
-    return result
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    for entry, place in jsonl_values(path):
+        yield _row(entry, place)
 
 
 def _row(entry: object, place: str) -> Row:
@@ -163,13 +90,13 @@ def _row(entry: object, place: str) -> Row:
         raise DataError(f"{place}: must be an object, not {type(entry).__name__}")
     audio = next((entry[key] for key in ("audio", "path") if key in entry), None)
     if audio is not None:
-        audio = _relative_path(audio, place)
+        audio = relative_path(audio, place)
     name = next((entry[key] for key in ("youtube_id", "id") if key in entry), None)
     if name is None and audio is not None:
         # The folder is part of the id: train/0001.wav and test/0001.wav are different recordings.
         name = audio.rpartition(".")[0].replace("/", "_") or audio
     return Row(
-        youtube_id=_check_id(name, place),
+        youtube_id=check_id(name, place),
         start_time=normalize_start(entry.get("start_time"), place),
         captions=_captions(entry, place),
         audio=audio,
@@ -177,14 +104,15 @@ def _row(entry: object, place: str) -> Row:
     )
 
 
-def _check_id(value: object, place: str) -> str:
+def check_id(value: object, place: str) -> str:
+    """Return an id as text that can be the name of a file; raises DataError for any other."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise DataError(
             f"{place}: needs an id, as youtube_id (or id, audio or path in JSON), got {value!r}"
         )
-    value = _clean(value, "id", place)
+    value = clean(value, "id", place)
     if "/" in value or "\\" in value or value in (".", ".."):
         raise DataError(f"{place}: id {value!r} must be a plain name without path separators")
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in value):
@@ -192,10 +120,11 @@ def _check_id(value: object, place: str) -> str:
     return value
 
 
-def _relative_path(value: object, place: str) -> str:
+def relative_path(value: object, place: str) -> str:
+    """Return a path with "/" that stays inside the data folder; raises DataError for any other."""
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{place}: the audio path must be text, got {value!r}")
-    parts = _clean(value, "path", place).replace("\\", "/").split("/")
+    parts = clean(value, "path", place).replace("\\", "/").split("/")
     if ".." in parts or not parts[0] or parts[0].endswith(":"):
         raise DataError(
             f"{place}: audio path {value!r} must be relative to the data folder and stay inside it"
@@ -203,17 +132,18 @@ def _relative_path(value: object, place: str) -> str:
     return "/".join(part for part in parts if part not in ("", "."))
 
 
-def _captions(entry: dict[str, Any], place: str) -> tuple[str, ...]:
+def _captions(entry: Mapping[str, Any], place: str) -> tuple[str, ...]:
     if "caption" in entry and "captions" in entry:
         raise DataError(f"{place}: has both caption and captions; keep one of them")
     value = entry.get("captions", entry.get("caption"))
     values: list[Any] = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(text, str) and text.strip() for text in values):
         raise DataError(f"{place}: empty or missing caption: {value!r}; give each row some text")
-    return tuple(_clean(text, "caption", place) for text in values)
+    return tuple(clean(text, "caption", place) for text in values)
 
 
-def _clean(text: str, what: str, place: str) -> str:
+def clean(text: str, what: str, place: str) -> str:
+    """Return stripped text; raises DataError for a NUL or half a surrogate pair."""
     text = text.strip()
     # JSON escapes can smuggle in what the check of the file's bytes has ruled out.
     if "\0" in text or not _is_utf8(text):

@@ -107,7 +107,7 @@ def test_each_fault_is_found(faulty: Path) -> None:
     assert (train.present, train.usable) == (12, 5)
     assert (val.rows, val.clips, val.present, val.usable) == (3, 3, 3, 3)
     assert train.rates == {RATE: 7, 2 * RATE: 1}
-    assert report.shared == {"id": 1, "audio": 1}
+    assert report.shared == {"id": 1, "audio": 1, "caption": 0}
     assert report.exit_code == 1
     assert report.obstacles == ("splits share 1 clips by recording id and 1 by identical audio",)
 
@@ -184,7 +184,8 @@ def test_silence_in_two_splits_is_not_the_same_recording(tmp_path: Path) -> None
 
 
 def test_folders_without_manifests(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"looked for train.csv, train.json, train.jsonl"):
+    supported = r"that can be read; found: nothing\. Supported: \(1\) AudioCaps layout"
+    with pytest.raises(DataError, match=supported):
         check_root(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         check_root(tmp_path / "nowhere")

@@ -1,0 +1,64 @@
+"""Which format a folder is in: the one place that decides, and says what it took."""
+
+import os
+from pathlib import Path
+
+from configs.errors import DataError
+from safe.data.sources.audiocaps import AUDIOCAPS
+from safe.data.sources.clotho import CLOTHO
+from safe.data.sources.folder_csv import FOLDER_CSV
+from safe.data.sources.hf_disk import HF_DISK
+from safe.data.sources.source import Format, Source
+from safe.data.sources.wavcaps import WAVCAPS
+from safe.data.tables import csv_header
+
+FORMATS: tuple[Format, ...] = (AUDIOCAPS, CLOTHO, WAVCAPS, FOLDER_CSV, HF_DISK)
+_SHOWN = 12
+
+
+def read_source(root: Path | str) -> Source:
+    """Read a data set in any of the FORMATS.
+
+    Raises:
+        DataError: no such folder, none or several formats fit, or a bad row; says what is
+            supported and what was found.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"the data folder {root} does not exist or is not a folder")
+    claims = _claims(root)
+    if len(claims) > 1:
+        found = "; ".join(
+            f"{form.name}: {', '.join(str(path.relative_to(root)) for path in files[:3])}"
+            for form, files in claims
+        )
+        raise DataError(f"{root} fits several formats ({found}); keep the files of one of them")
+    if not claims:
+        raise DataError(_nothing_fits(root))
+    form, files = claims[0]
+    return form.read(root, files)
+
+
+def _claims(root: Path) -> list[tuple[Format, list[Path]]]:
+    return [(form, files) for form in FORMATS if (files := form.claims(root))]
+
+
+def _nothing_fits(root: Path) -> str:
+    found = [_described(root / name) for name in sorted(os.listdir(root))[:_SHOWN]]
+    left = len(os.listdir(root)) - len(found)
+    listed = ", ".join(found) + (f" and {left} more" if left > 0 else "")
+    inside = [p.name for p in sorted(root.iterdir()) if p.is_dir() and _claims(p)]
+    hint = f"; did you mean {' or '.join(str(root / name) for name in inside)}?" if inside else ""
+    supported = "; ".join(f"({n}) {form.name}: {form.looks}" for n, form in enumerate(FORMATS, 1))
+    return (
+        f"no manifest in {root} that can be read; found: {listed or 'nothing'}{hint}. "
+        f"Supported: {supported}"
+    )
+
+
+def _described(path: Path) -> str:
+    if path.is_dir():
+        return f"{path.name}/"
+    if path.suffix == ".csv":
+        return f"{path.name} ({', '.join(csv_header(path)) or 'no header'})"
+    return path.name
