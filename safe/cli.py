@@ -30,6 +30,7 @@ _EPILOG = """examples:
   safe-train phase1 --backbone smollm2 --audio-encoder aisfx --data FOLDER
   safe-train phase1 --set model.projector.scale=2.0 --set optim.epochs=5
   safe-train phase1 --resume runs/latest
+  safe-train plan phase1 --gpu-memory 80         what it needs, without weights
   safe-train evaluate runs/latest
   safe-train data check FOLDER
 """
@@ -259,6 +260,19 @@ def _show(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    from safe.plan import plan_run, plan_text
+
+    assignments = list(arguments.set)
+    if arguments.data is not None:
+        assignments.append(f"data.root={arguments.data}")
+    plan = plan_run(
+        arguments.name, assignments, backbone=arguments.backbone, gpu_memory=arguments.gpu_memory
+    )
+    print(json.dumps(plan.to_json(), indent=2) if arguments.json else plan_text(plan))
+    return 0
+
+
 def _rollback(arguments: argparse.Namespace) -> int:
     from safe.rollback import describe, rolled_back
 
@@ -303,6 +317,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     show.add_argument("name", metavar="CONFIG")
     _set_option(show)
     show.set_defaults(run=_show)
+    _plan_parser(commands.add_parser("plan", help="sizes, memory and steps, without weights"))
     rollback = commands.add_parser("rollback", help="from a run back to the baseline `full`")
     rollback.add_argument("run_folder", metavar="RUN", type=Path)
     rollback.add_argument("--apply", action="store_true", help="start the baseline, not only say")
@@ -332,6 +347,17 @@ def _train_parser(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _set_option(parser)
     parser.set_defaults(run=_train)
+
+
+def _plan_parser(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", metavar="CONFIG", help="demo, full, phase1 or phase2")
+    add("--backbone", metavar="NAME", help="another one; only its config.json is needed")
+    add("--data", metavar="FOLDER", help="AudioCaps layout, or 'synthetic'")
+    add("--gpu-memory", type=float, metavar="GB", help="plan for it (default: the GPU here)")
+    add("--json", action="store_true", help="everything, with formulas, as JSON")
+    _set_option(parser)
+    parser.set_defaults(run=_plan)
 
 
 def _evaluate_parser(parser: argparse.ArgumentParser) -> None:

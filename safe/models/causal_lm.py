@@ -26,13 +26,13 @@ _TINY_VISION: dict[str, Any] = {
 
 
 def unused_token(tokenizer: Any, vocab_size: int) -> int:
-    """Return a token id that ordinary text never contains, to stand for an image.
+    """Return a token id that ordinary text never contains (without a tokenizer: the last).
 
     An embedding row beyond the tokenizer's vocabulary if the model has one, else the last
     special token that has no role (bos, eos, pad, unk, or a mark of the chat template), else the
     last id of the vocabulary.
     """
-    if len(tokenizer) < vocab_size:
+    if tokenizer is None or len(tokenizer) < vocab_size:
         return vocab_size - 1
     with_role = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
     template = str(tokenizer.chat_template or "")

@@ -65,6 +65,37 @@ def model_folder(name: str, ways_out: str) -> Path:
     return cached_folder(name) or _download(name, ways_out)
 
 
+def config_folder(name: str, ways_out: str) -> Path:
+    """Return a folder with a model's config.json (and its tokenizer), but perhaps no weights.
+
+    Args:
+        name: as for :func:`model_folder`; from the hub come a few small files only.
+        ways_out: what else the user can do, appended to the error.
+
+    Raises:
+        ModelError: as :func:`model_folder`.
+    """
+    if looks_like_folder(name):
+        return model_folder(name, ways_out)
+    cached = cached_folder(name)
+    if cached is not None:
+        return cached
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*_CONFIGS]))
+    except (OSError, ValueError) as error:
+        raise _not_found(name, error, ways_out) from error
+    return model_folder(str(folder), ways_out)
+
+
+def _not_found(name: str, error: Exception, ways_out: str) -> ModelError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"{name!r} could not be found on this machine nor on the hub ({reason}); {ways_out}"
+    )
+
+
 def _download(name: str, ways_out: str) -> Path:
     from huggingface_hub import snapshot_download
 
@@ -73,10 +104,7 @@ def _download(name: str, ways_out: str) -> Path:
         if not weight_files(folder):
             folder = Path(snapshot_download(name, allow_patterns=[*_CONFIGS, _WEIGHTS[1]]))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"{name!r} could not be found on this machine nor on the hub ({reason}); {ways_out}"
-        ) from error
+        raise _not_found(name, error, ways_out) from error
     if not _complete(folder):
         raise ModelError(f"{name!r}: the hub has no complete weights under this name; {ways_out}")
     return folder

@@ -1,0 +1,104 @@
+"""Bytes of a training step on one device, part by part, each with the formula it comes from."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from configs.schema import RunConfig
+
+CUDA_CONTEXT = 1_000_000_000
+"""Bytes that CUDA and its libraries take before the first tensor; about 0.5 to 1 GB."""
+USABLE = 0.95
+"""Share of a GPU's memory that is planned for; the rest goes to the allocator's fragments."""
+PROMPT_TOKENS = 24
+"""LLaVA-1.5's prompt for a caption, rounded up; used where there is no tokenizer to ask."""
+
+_GRADIENT, _ADAM = 4, 8
+_BLOCK_4BIT = 64
+
+
+@dataclass(frozen=True)
+class MemoryPart:
+    """One summand of the memory plan."""
+
+    name: str
+    bytes: int
+    formula: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The part as a JSON-safe dictionary."""
+        return {"name": self.name, "bytes": self.bytes, "formula": self.formula}
+
+
+def training_memory(
+    weights: int, trainable: int, text: Any, config: RunConfig, prompt_tokens: int = PROMPT_TOKENS
+) -> list[MemoryPart]:
+    """Bytes of a training step on one device: exact but for the activations.
+
+    Args:
+        weights: bytes of all parameters, each once.
+        trainable: number of trainable parameters; they are float32.
+        text: the decoder's configuration (hidden_size, intermediate_size, vocab_size).
+        config: precision, batch, caption length, fusion layers.
+        prompt_tokens: tokens in front of every caption.
+    """
+    return [
+        MemoryPart("weights", weights, "bytes of all parameters, each once"),
+        MemoryPart("gradients", trainable * _GRADIENT, f"{_GRADIENT} x trainable (float32)"),
+        MemoryPart("optimizer", trainable * _ADAM, f"{_ADAM} x trainable (AdamW: two moments)"),
+        _activations(text, config, prompt_tokens),
+    ]
+
+
+def _activations(text: Any, config: RunConfig, prompt_tokens: int) -> MemoryPart:
+    """What autograd keeps of the frozen decoder above the first fusion layer.
+
+    A frozen linear layer keeps nothing. Kept per token and layer: the float32 inputs of two norms
+    (8 H), query, key, value and result of the attention (4 H b), three products of the MLP (3 I b);
+    per token and fusion layer: the float32 input of the norm (4 H), the inputs of two LoRAs, the
+    query, what was heard and the branch (5 H b).
+    """
+    b = 2 if config.model.dtype == "bfloat16" else 4
+    tokens = config.optim.batch_size * (prompt_tokens + config.data.max_caption_tokens + 1)
+    layers = config.model.num_layers - 1 - min(config.model.fusion.layers)
+    fusions = len(config.model.fusion.layers)
+    width, inner = text.hidden_size, text.intermediate_size
+    layer, fusion = 8 * width + 4 * width * b + 3 * inner * b, 4 * width + 5 * width * b
+    if config.model.gradient_checkpointing:
+        kept, words = layers * width * b + layer, "(L H b + one layer"
+    else:
+        kept, words = layers * layer, "(L (8 H + 4 H b + 3 I b)"
+    supervised = config.optim.batch_size * (config.data.max_caption_tokens + 1)
+    logits = supervised * text.vocab_size * (b + 8)
+    formula = (
+        f"estimate: {tokens} tokens x {words} + F (4 H + 5 H b)), L = {layers} layers above the "
+        f"first of F = {fusions} fusions, b = {b} bytes; and {supervised} x {text.vocab_size} "
+        f"logits x {b + 8} bytes"
+    )
+    return MemoryPart("activations", tokens * (kept + fusions * fusion) + logits, formula)
+
+
+def quantized_bytes(backbone: nn.Module, kind: Literal["8bit", "4bit"]) -> int:
+    """Bytes of a backbone's parameters when bitsandbytes holds its linear layers.
+
+    All but the output head: int8 with a float32 scale per output row, or 4 bits with a float32
+    scale per 64 weights. Biases, norms and embeddings stay as they are.
+
+    Args:
+        backbone: on any device, unquantised; with ``get_output_embeddings()``.
+        kind: 8bit or 4bit.
+    """
+    get_head: Any = backbone.get_output_embeddings
+    head = get_head()
+    total = sum(p.numel() * p.element_size() for p in backbone.parameters())
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            weight = module.weight
+            total -= weight.numel() * weight.element_size()
+            if kind == "8bit":
+                total += weight.numel() + 4 * module.out_features
+            else:
+                total += (weight.numel() + 1) // 2 + 4 * math.ceil(weight.numel() / _BLOCK_4BIT)
+    return total
