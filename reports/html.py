@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from reports.report import Report
 
 MOST_BYTES = 3_000_000
-"""A page is never larger; sounds are left out before anything else."""
-MOST_TEXT = 2000
+"""A page is never larger: sounds are left out, and if need be texts are shortened."""
+MOST_TEXT, SHORT_TEXT = 2000, 150
 """Characters of one text on the page; what is longer ends with how much was left out."""
 TOO_LARGE = "The clips' sounds are left out: the page would be larger than 3 MB with them."
 _SOUND = re.compile(r"data:audio/[a-z]+;base64,[A-Za-z0-9+/=]+")
@@ -46,11 +46,13 @@ def render(report: "Report", *, audio: bool = True) -> str:
         audio: whether to embed the sounds of the sampled clips.
     """
     page = Page.of(report, audio=audio)
-    text = _fill("report.html", page=page, report=report, run=report.run)
-    if len(text.encode()) <= MOST_BYTES:
-        return text
-    page = replace(page, samples=without_sound(page.samples), sound_note=TOO_LARGE)
-    return _fill("report.html", page=page, report=report, run=report.run)
+    silent = replace(page, samples=without_sound(page.samples), sound_note=TOO_LARGE)
+    attempts = ((page, MOST_TEXT), (silent, MOST_TEXT), (silent, SHORT_TEXT))
+    for shown, length in attempts:
+        text = _fill("report.html", length, page=shown, report=report, run=report.run)
+        if len(text.encode()) <= MOST_BYTES:
+            break
+    return text
 
 
 def write(report: "Report", path: Path | str) -> Path:
@@ -90,7 +92,11 @@ def render_comparison(reports: "Sequence[Report]") -> str:
     """
     from reports.comparison_page import ComparisonPage
 
-    return _fill("comparison.html", page=ComparisonPage.of(reports))
+    page = ComparisonPage.of(reports)
+    text = _fill("comparison.html", MOST_TEXT, page=page)
+    if len(text.encode()) > MOST_BYTES:
+        text = _fill("comparison.html", SHORT_TEXT, page=page)
+    return text
 
 
 def notebook(report: "Report") -> str:
@@ -108,23 +114,24 @@ def _umask() -> int:
     return mask
 
 
-def _fill(template: str, **values: Any) -> str:
+def _fill(template: str, length: int, **values: Any) -> str:
     css = _style()
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode("ascii")
     policy = (
         f"default-src 'none'; img-src data:; media-src data:; style-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    return _environment().get_template(template).render(css=css, policy=policy, **values) + "\n"
+    page = _environment(length).get_template(template)
+    return page.render(css=css, policy=policy, **values) + "\n"
 
 
 @cache
-def _environment() -> Environment:
+def _environment(length: int) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES, encoding="utf-8"),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_printable,
+        finalize=partial(_printable, length=length),
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -140,7 +147,7 @@ def _style() -> Markup:
     def variables(shade: str) -> str:
         return " ".join(f"--{name}: {getattr(c, shade)};" for name, c in PALETTE.items())
 
-    dark = f"@media (prefers-color-scheme: dark) {{ :root {{ {variables('dark')} }} }}"
+    dark = f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {variables('dark')} }} }}"
     classes = "\n".join(
         f".plot .s-{name} {{ stroke: var(--{name}); }} .plot .f-{name} {{ fill: var(--{name}); }}"
         for name in PALETTE
@@ -156,11 +163,11 @@ def _whole(address: str) -> Markup:
     return Markup(address)
 
 
-def _printable(value: object) -> object:
+def _printable(value: object, length: int) -> object:
     """What the template prints: text made harmless and of bearable length."""
     if isinstance(value, Markup):
         return value
     text = plain(value)
-    if len(text) <= MOST_TEXT:
+    if len(text) <= length:
         return text
-    return f"{text[:MOST_TEXT]}... ({len(text) - MOST_TEXT:,} more characters)"
+    return f"{text[:length]}... ({len(text) - length:,} more characters)"

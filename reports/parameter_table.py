@@ -23,7 +23,7 @@ class ParameterRow:
     trainable: str
     """Trainable, measured."""
     differs: bool
-    """Whether these two are known and differ by more than a tenth."""
+    """Whether the measured number is known, and is not what was declared."""
     total: str
     in_optimizer: str
     bytes: str
@@ -31,10 +31,11 @@ class ParameterRow:
 
 def parameter_table(run: Run) -> tuple[ParameterRow, ...]:
     """Components that the configuration declares or the probe saw, the whole model last."""
-    counts = count_parameters(run.config.model)
+    most = count_parameters(run.config.model)  # as if the keys were as wide as the hidden states
+    least = count_parameters(run.config.model, kv_width=1)  # grouped-query attention: narrower
     declared = {
-        "projector": counts.projector + counts.norm, "fusion": counts.lora,
-        "gate": counts.gates, "model": counts.total,
+        "projector": (most.projector + most.norm,) * 2, "fusion": (least.lora, most.lora),
+        "gate": (most.gates,) * 2, "model": (least.total, most.total),
     }  # fmt: skip
     rows = []
     for component, name in _NAMES.items():
@@ -44,16 +45,19 @@ def parameter_table(run: Run) -> tuple[ParameterRow, ...]:
         }
         if component not in declared and not found["total"]:
             continue
-        stated, trainable = declared.get(component), found["trainable"]
-        differs = (
-            stated is not None and trainable is not None and abs(trainable - stated) > stated / 10
-        )
+        low, high = declared.get(component, (0, 0))
+        trainable = found["trainable"]
         rows.append(
             ParameterRow(
-                name, number(stated if component in declared else 0), number(trainable), differs,
-                number(found["total"]), number(found["in_optimizer"]), _bytes(found["bytes"]),
+                name=name,
+                declared=f"{'at most ' if low < high else ''}{number(high)}",
+                trainable=number(trainable),
+                differs=trainable is not None and not low <= trainable <= high,
+                total=number(found["total"]),
+                in_optimizer=number(found["in_optimizer"]),
+                bytes=_bytes(found["bytes"]),
             )
-        )  # fmt: skip
+        )
     return tuple(rows)
 
 

@@ -37,7 +37,8 @@ def plot_sections(run: Run) -> tuple[PlotSection, ...]:
     sections = (
         ("magnitudes", "Magnitude", (
             (layers.magnitude(facts), "the magnitude of text and audio", check),
-            (layers.contribution(facts, _contribution()), "the audio's contribution", check),
+            (layers.contribution(facts, run.start, _contribution()),
+             "the audio's contribution", check),
         )),
         ("gate", "Gates", ((curves.gates(run), "the gates", check),)),
         ("gradient", "Gradient flow", (

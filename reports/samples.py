@@ -12,7 +12,7 @@ from reports.run import Run
 OWN = "own audio"
 EACH = 3
 """Samples of each kind."""
-MOST_REFERENCES = 5
+MOST_REFERENCES, MOST_CONTROLS = 5, 12
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _sample(run: Run, row: Mapping[str, str], score: float, audio: bool) -> Samp
             (str(name), text)
             for name, text in row.items()
             if name not in ("clip", OWN) and isinstance(text, str)
-        ),
+        )[:MOST_CONTROLS],
         audio=player(sound) if audio and isinstance(sound, str) else None,
     )
 

@@ -63,16 +63,18 @@ def magnitude(facts: Facts) -> Plot | None:
     return picture("magnitude", "Magnitude by layer", about + ".", table, draw)
 
 
-def contribution(facts: Facts, expected: tuple[float, float]) -> Plot | None:
+def contribution(facts: Facts, start: Facts, expected: tuple[float, float]) -> Plot | None:
     """||fused - hidden|| / ||hidden|| by fusion layer; None when it was not measured.
 
     Args:
-        facts: what was measured.
+        facts: what was measured last.
+        start: what was measured before training.
         expected: lowest and highest contribution of a good start.
     """
     found = _spread(facts, "fusion", "contribution")
     if not found:
         return None
+    before = start.layers("magnitude", "fusion", "contribution_median")
     loud = Thresholds().loud
 
     def draw(axes: Axes) -> None:
@@ -82,6 +84,10 @@ def contribution(facts: Facts, expected: tuple[float, float]) -> Plot | None:
         axes.errorbar(
             layers[shown], middle[shown], yerr=arms(low, middle, high)[:, shown], color=RED,
             marker="D", ls="", capsize=3, elinewidth=1.2, label="median, 5% to 95%",
+        )  # fmt: skip
+        axes.plot(
+            list(before), drawable(list(before.values()), positive=True), color=BLUE, marker="o",
+            markerfacecolor="none", ls="", label="median before training" if before else "",
         )  # fmt: skip
         feet(axes, layers[~shown], "0 or not finite")
         axes.axhspan(*expected, color=GREEN, alpha=0.22, lw=0, label="expected at the start")
@@ -96,8 +102,8 @@ def contribution(facts: Facts, expected: tuple[float, float]) -> Plot | None:
         axes.set_ylabel("share of the hidden state")
         legend(axes)
 
-    rows = [(_place(layer), *values) for layer, values in found.items()]
-    table = Table(("at", "5%", "median contribution", "95%"), rows)
+    rows = [(_place(layer), before.get(layer), *values) for layer, values in found.items()]
+    table = Table(("at", "median before training", "5%", "median contribution", "95%"), rows)
     about = (
         f"What the audio adds, relative to the hidden state: {_told(found)}. "
         f"Expected at the start: {expected[0]:g} to {expected[1]:g}."

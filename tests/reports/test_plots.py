@@ -72,7 +72,7 @@ def test_tables_hold_what_was_measured(make_whole_run: Factory) -> None:
     run = read_run(make_whole_run())
     plots = {plot.key: plot for section in plot_sections(run) for plot in section.plots}
     assert plots["magnitude"].rows[1] == ("text", "layer 2", "210", "300", "600")
-    assert plots["contribution"].rows[0] == ("layer 2", "0.1", "0.2", "0.4")
+    assert plots["contribution"].rows[0] == ("layer 2", "0.2", "0.1", "0.2", "0.4")
     assert plots["controls"].rows[0] == ("another clip's audio", "0.5", "0.02", "0.25")
     assert plots["influence"].rows[1] == ("without layer 4", "0.125", "0.01", "0.125")
     assert plots["components"].rows[0] == ("projector", "4", "finite")
@@ -135,7 +135,7 @@ def test_long_tables_are_thinned_but_keep_the_spike(make_run: Factory, run_rows:
 
 def test_closed_gates_and_silence_are_seen(make_whole_run: Factory) -> None:
     run = read_run(make_whole_run(gate=0.0, contribution=0.0))
-    plot = layers.contribution(run.facts, (0.1, 0.3))
+    plot = layers.contribution(run.facts, run.start, (0.1, 0.3))
     assert plot is not None
     assert "0 or not finite" in shown(plot)
 
@@ -144,7 +144,7 @@ def test_nothing_measured_nothing_drawn(make_run: Factory) -> None:
     run = read_run(make_run("empty"))
     facts = run.facts
     assert [curves.loss(run), curves.cider(run, BAND, THRESHOLDS), curves.gates(run)] == [None] * 3
-    assert [layers.magnitude(facts), layers.contribution(facts, (0.1, 0.3))] == [None] * 2
+    assert [layers.magnitude(facts), layers.contribution(facts, facts, (0.1, 0.3))] == [None] * 2
     assert [influence.controls(facts), influence.layers(facts)] == [None] * 2
     assert [gradients.heat(run), gradients.components(run)] == [None] * 2
     assert all(section.missing and not section.plots for section in plot_sections(run))
