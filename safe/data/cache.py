@@ -17,6 +17,7 @@ from safe.data.claims import Claims
 from safe.data.encoding import Encoder, encode_batch
 from safe.data.file_hashes import FileHashes
 from safe.data.manifests import Clip
+from safe.data.mapped_rows import MappedRows
 from safe.data.problems import AudioProblem, Problem
 from safe.data.vector_store import VectorStore
 
@@ -93,6 +94,10 @@ class EmbeddingCache:
     def lookup(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
         """Return the embeddings [n, dim] of clips; DataError when one has not been filled in."""
         return self._store.get(self._keys(clips))
+
+    def mapped(self, clips: Sequence[Clip], shape: tuple[int, ...]) -> MappedRows:
+        """Return what `lookup` does as [n, *shape], but read from disk only when looked at."""
+        return self._store.mapped(self._keys(clips), shape)
 
     def seconds(self, clips: Sequence[Clip]) -> NDArray[np.float64]:
         """Return the lengths [n] of whole clips in seconds, before cropping."""

@@ -46,7 +46,7 @@ def check_root(
         source = read_source(root)
         form, manifests, notes = source.format, source.manifests, source.notes
     clips = [clip for manifest in manifests.values() for clip in manifest.clips]
-    findings = _inspect(clips, progress)
+    findings = inspect_all(clips, progress)
     problems: list[Problem] = []
     reports = {}
     for name, manifest in manifests.items():
@@ -62,12 +62,12 @@ def usable(
     clips: Sequence[Clip], *, min_seconds: float = MIN_SECONDS, progress: Progress | None = None
 ) -> tuple[list[Clip], list[Problem]]:
     """Split clips into those that can be used and one row for each of the others."""
-    bad = unusable(clips, _inspect(clips, progress), min_seconds)
+    bad = unusable(clips, inspect_all(clips, progress), min_seconds)
     names = {(row.split, row.clip) for row in bad}
     return [clip for clip in clips if (clip.split, clip.id) not in names], bad
 
 
-def _inspect(clips: Sequence[Clip], progress: Progress | None) -> Findings:
+def inspect_all(clips: Sequence[Clip], progress: Progress | None = None) -> Findings:
     """Inspect every file; decoding and hashing leave the interpreter lock, so threads help."""
     findings: Findings = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

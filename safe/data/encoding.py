@@ -33,13 +33,13 @@ class Encoder(Protocol):
         """Which part of a longer clip it hears: "start", "center" or "random"."""
 
     def encode(self, waveform: "torch.Tensor", lengths: "torch.Tensor | None") -> "torch.Tensor":
-        """Return embeddings [B, D] of zero-padded waveforms [B, S] with lengths [B] in samples."""
+        """Return embeddings [B, ...] of zero-padded waveforms [B, S] with lengths [B] in samples."""
 
 
 def encode_batch(encoder: Encoder, waves: Sequence[Waveform], dim: int) -> NDArray[np.float32]:
-    """Return the embeddings [B, dim] of clips, zero-padded to the longest of them.
+    """Return the embeddings [B, dim], flattened, of clips zero-padded to the longest of them.
 
-    Raises DataError when the encoder returns another shape.
+    Raises DataError when the encoder returns another number of values.
     """
     import torch  # only here: reading the cache needs no torch
 
@@ -49,9 +49,9 @@ def encode_batch(encoder: Encoder, waves: Sequence[Waveform], dim: int) -> NDArr
         row[: len(wave.samples)] = wave.samples
     with torch.no_grad():
         result = encoder.encode(torch.from_numpy(padded), torch.tensor(lengths))
-    if tuple(result.shape) != (len(waves), dim):
+    if tuple(result.flatten(1).shape) != (len(waves), dim):
         raise DataError(
             f"encoder {encoder.identity!r} returned {list(result.shape)} for {len(waves)} clips; "
             f"the cache holds embeddings of width {dim}"
         )
-    return result.detach().float().cpu().numpy()
+    return result.detach().flatten(1).float().cpu().numpy()

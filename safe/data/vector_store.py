@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe.data.append_log import AppendLog, file_lock
+from safe.data.mapped_rows import MappedRows
 
 Rows = NDArray[np.float32]
 
@@ -40,6 +41,10 @@ class VectorStore:
     def get(self, keys: Sequence[str]) -> Rows:
         """Return a copy of the vectors [n, dim]; KeyError for a key that is absent."""
         return np.asarray(self._data[[self._rows[key][0] for key in keys]], dtype=np.float32)
+
+    def mapped(self, keys: Sequence[str], shape: tuple[int, ...]) -> MappedRows:
+        """Return the vectors, each as an array of this shape, without reading them yet."""
+        return MappedRows(self._data, [self._rows[key][0] for key in keys], shape)
 
     def seconds(self, key: str) -> float:
         """Return the length that was stored with a key, in seconds."""

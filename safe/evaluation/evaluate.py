@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from configs.schema import EvalConfig
+from safe.data.mapped_rows import MappedRows
 from safe.data.splits import Split
 from safe.evaluation.bootstrap import Difference, paired_difference
 from safe.evaluation.floors import (
@@ -20,6 +21,7 @@ from safe.evaluation.floors import (
 )
 from safe.evaluation.generation import generate_captions
 from safe.evaluation.metrics import METRICS, Scorer, Scores
+from safe.evaluation.public_scale import Placement, place
 from safe.evaluation.verdict import Verdict, decide
 from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionTokens
@@ -53,6 +55,8 @@ class Evaluation:
     """Clip id to caption, for "own audio" and every control and floor."""
     verdict: Verdict
     """By the seed's table, and only when the score comes from the sound."""
+    public_scale: Placement
+    """Beside published scores, where it can be compared with them."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, without the captions (they have a file of their own)."""
@@ -65,6 +69,7 @@ class Evaluation:
             "event_recall": self.event_recall,
             "diversity": asdict(self.diversity),
             "verdict": asdict(self.verdict),
+            "public_scale": asdict(self.public_scale),
         }
 
 
@@ -124,14 +129,14 @@ class Evaluator:
         Args:
             model: a trained model.
             train: training split, for the floors.
-            silence: [D] embedding of a silent clip.
+            silence: [D] embedding ([M, D] local features) of a silent clip.
             progress: called during generation.
         """
         split = self.split
         heard = {
             "own audio": split.embeddings,
             SHUFFLED: split.embeddings[self.pairing],
-            SILENCE: np.tile(silence, (len(split), 1)),
+            SILENCE: np.broadcast_to(silence, (len(split), *silence.shape)),
             GATE_OFF: None,
         }
         captions = {n: self._captions(model, audio, n, progress) for n, audio in heard.items()}
@@ -156,12 +161,13 @@ class Evaluator:
             diversity=caption_diversity(captions["own audio"].values()),
             captions=captions,
             verdict=decide(scores.cider, difference),
+            public_scale=place(scores.cider, split.references),
         )
 
     def _captions(
         self,
         model: SAFEModel,
-        embeddings: np.ndarray | None,
+        embeddings: np.ndarray | MappedRows | None,
         what: str,
         progress: Progress | None,
     ) -> dict[str, str]:
@@ -180,7 +186,7 @@ class Evaluator:
         """Captions that need no training: the commonest one, and the nearest neighbour's."""
         every: Sequence[str] = [text for texts in train.captions for text in texts]
         first = [texts[0] for texts in train.captions]
-        neighbours = nearest_neighbour(train.embeddings, first, self.split.embeddings)
+        neighbours = nearest_neighbour(train.pooled, first, self.split.pooled)
         ids = self.split.clip_ids
         return {
             COMMONEST: dict.fromkeys(ids, commonest_caption(every)),
