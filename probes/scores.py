@@ -32,16 +32,24 @@ def score_records(evaluation: Mapping[str, Any], step: int = 0) -> list[Record]:
         if isinstance(value, int | float) and not isinstance(value, bool):
             rows.add("score", statistic, value, unit)
 
-    scores = evaluation.get("scores", {})
+    scores = _within(evaluation, "scores")
     add("cider", scores.get("cider"))
-    for name, value in zip(("low", "high"), scores.get("cider_interval") or (), strict=False):
-        add(f"cider_{name}", value)
+    interval = scores.get("cider_interval")
+    if isinstance(interval, list | tuple) and len(interval) == 2:
+        for name, value in zip(("low", "high"), interval, strict=True):
+            add(f"cider_{name}", value)
     add("clips", scores.get("n_clips"), "clips")
     for name, (section, key) in _CONTROLS.items():
-        add(name, evaluation.get(section, {}).get(key, {}).get("cider"))
-    difference = evaluation.get("versus_shuffled", {})
+        add(name, _within(_within(evaluation, section), key).get("cider"))
+    difference = _within(evaluation, "versus_shuffled")
     for suffix, key in (("", "mean"), ("_low", "low"), ("_high", "high")):
         add(f"versus_shuffled{suffix}", difference.get(key))
     for name in ("distinct", "commonest_share"):
-        add(name, evaluation.get("diversity", {}).get(name), "share")
+        add(name, _within(evaluation, "diversity").get(name), "share")
     return rows.records
+
+
+def _within(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The section ``key``; empty when it is missing or something else."""
+    found = mapping.get(key)
+    return found if isinstance(found, Mapping) else {}

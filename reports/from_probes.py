@@ -18,11 +18,11 @@ def influence(run: Run) -> Measurement | None:
     error = run.facts.value("influence", "signal:swapped", "loss_change_error")
     if change is None:
         if run.facts.value("influence", "signal:swapped", "changed") == 0:
-            return Measurement(0.0, "another clip's audio changes no bit of the output")
+            return Measurement(0.0, "another clip's changes no bit of it")
         return None
     certain = change - 2 * (error or 0.0)
     kl = run.facts.value("influence", "signal:swapped", "kl")
-    text = f"another clip's audio costs {change:+.3f} nats/token"
+    text = f"another clip's costs {change:+.3f} nats/token"
     text += "" if error is None else f" (standard error {error:.3f})"
     text += "" if kl is None else f", KL {kl:.2g}"
     return Measurement(certain, f"{text}, at step {run.facts.step('influence')}", f"{change:+.2f}")
@@ -33,7 +33,9 @@ def open_errors(run: Run) -> Measurement | None:
     errors = [f for f in judge(run.log) if f.severity is Severity.ERROR]
     if errors:
         codes = ", ".join(dict.fromkeys(f.code for f in errors))
-        return Measurement(float(len(errors)), f"{len(errors)} errors: {codes}", codes)
+        return Measurement(
+            float(len(errors)), f"{len(errors)} error{'s' * (len(errors) > 1)}: {codes}", codes
+        )
     now = {r.probe for r in run.probed if r.step >= run.now}
     missing = [name for name in _NEEDED if name not in now]
     if missing:

@@ -22,8 +22,8 @@ def final_cider(run: Run) -> Measurement | None:
         return None
     low, high, clips = (_score(run, name) for name in ("cider_low", "cider_high", "clips"))
     if low is None or high is None or not clips or not math.isfinite(score):
-        return Measurement(score, f"CIDEr {score:.1f}, without an interval", f"{score:.1f}")
-    text = f"CIDEr {score:.1f} [95% {low:.1f}, {high:.1f}] on {clips:.0f} clips"
+        return Measurement(score, f"{score:.1f}, without an interval", f"{score:.1f}")
+    text = f"{score:.1f} [95% {low:.1f}, {high:.1f}] on {clips:.0f} clips"
     for limit in (VERIFIED_ABOVE, PARTIAL_FROM):
         if low <= limit <= high:
             needed = _clips_needed(score, low, high, clips, limit)
@@ -45,7 +45,7 @@ def versus_shuffled(run: Run) -> Measurement | None:
     mean, low, high = (_score(run, f"versus_shuffled{s}") for s in ("", "_low", "_high"))
     if mean is None or low is None or high is None:
         return None
-    text = f"{mean:+.1f} CIDEr against another clip's audio [95% {low:+.1f}, {high:+.1f}]"
+    text = f"{mean:+.1f} CIDEr [95% {low:+.1f}, {high:+.1f}]"
     return Measurement(low, text, f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]")
 
 
@@ -56,7 +56,7 @@ def versus_constant(run: Run) -> Measurement | None:
         return None
     return Measurement(
         score - floor,
-        f"CIDEr {score:.1f}, one constant caption {floor:.1f}",
+        f"{score:.1f}, the caption {floor:.1f}",
         f"{score - floor:+.1f}",
     )
 

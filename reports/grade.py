@@ -66,6 +66,8 @@ class Within:
         return Grade.PARTIAL if wide else Grade.FAIL
 
     def __str__(self) -> str:
+        if self.low == self.high:
+            return f"exactly {self.low:g}{self.unit}"
         text = f"{self.low:g} to {self.high:g}{self.unit}"
         if self.slack == 1:
             return text

@@ -12,6 +12,7 @@ from configs.model_configs import CONFIGS
 from configs.overrides import apply_values, parse_assignments
 from configs.schema import RunConfig
 from probes.findings.finding import Finding, Link
+from probes.findings.thresholds import Thresholds
 from reports.criterion import Outcome
 from reports.grade import Grade
 from reports.run import Run
@@ -40,10 +41,10 @@ def next_step(
 ) -> NextStep:
     """What to type next.
 
-    In this order: a run that is training is watched; a broken link is
-    mended; a run that stopped midway goes on; what decides but is
-    unknown is measured; a success goes on to Phase 2; a partial success trains on; what is blocked
-    with every link whole goes back to the baseline.
+    In this order: a run that is training is watched; a broken link is mended; a run that stopped
+    midway goes on; what decides but is unknown is measured; a success goes on to Phase 2; a partial
+    success, or one of too few steps, trains on; what is blocked with every link whole goes back to
+    the baseline.
 
     Args:
         run: the run.
@@ -73,7 +74,9 @@ def next_step(
             "every deciding criterion passes: remove the bottleneck and train longer",
         )
     if decision == "PARTIAL":
-        return _longer(run.config)
+        return _longer(run.config, "no broken link was found, and the score is on its way")
+    if run.now < Thresholds().warm:
+        return _longer(run.config, f"no link is broken, and {run.now} steps are too few to tell")
     return _rollback(run)
 
 
@@ -104,12 +107,12 @@ def _settings(remedy: str, config: RunConfig) -> dict[str, Any]:
     return {k: new for k, _, new in follow_up.differences(config, after) if k in named}
 
 
-def _longer(config: RunConfig) -> NextStep:
+def _longer(config: RunConfig, why: str) -> NextStep:
     epochs = 2 * config.optim.epochs
     return NextStep(
         "fix",
         shlex.join(follow_up.mended(config, {"optim.epochs": epochs})),
-        "no broken link was found, and the score is on its way: train twice as long",
+        f"{why}: train twice as long",
         (f"optim.epochs: {config.optim.epochs} -> {epochs}",),
     )
 

@@ -1,7 +1,5 @@
 """What stands on the page of a run, ready to be laid out: words, marks, pictures and samples."""
 
-import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -114,14 +112,9 @@ class Page:
             ),
             details=tuple(_details(run)),
             absent=() if run.environment else ("environment.json is missing or damaged.",),
-            check=in_run("safe-probe check RUN --output RUN/check", run),
-            evaluate=in_run("safe-train evaluate RUN", run),
+            check=run.fill("safe-probe check RUN --output RUN/check"),
+            evaluate=run.fill("safe-train evaluate RUN"),
         )  # fmt: skip
-
-
-def in_run(command: str, run: Run) -> str:
-    """A command with the run's folder, quoted for a shell, for every ``RUN``."""
-    return re.sub(r"\bRUN\b", lambda _: shlex.quote(str(run.path)), command)
 
 
 def _facts(run: Run) -> tuple[str, ...]:
@@ -160,7 +153,7 @@ def _criterion(outcome: Any, run: Run) -> dict[str, Any]:
         "kind": GRADES[outcome.grade], "grade": outcome.grade.value, "title": c.title,
         "decides": c.decides, "shown": outcome.shown, "expected": str(c.condition),
         "source": c.source, "evidence": outcome.evidence,
-        "command": in_run(c.to_measure, run) if unknown else "",
+        "command": run.fill(c.to_measure) if unknown else "",
     }  # fmt: skip
 
 

@@ -5,10 +5,8 @@ Any file may be missing, cut off or damaged: what cannot be read is left out and
 """
 
 import json
-import os
 import re
 import shlex
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +19,7 @@ from probes.findings.facts import Facts
 from probes.record import Record, RecordLog
 from probes.scores import score_records
 from reports.errors import ReportError
+from reports.owner import read_owner
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,7 +162,7 @@ def read_run(path: Path | str) -> Run:
         problems=tuple(reader.json("problems.json", list) or ()),
         damaged=reader.damaged,
         checkpoint=step,
-        running=_is_owned(folder),
+        running=_is_training(folder),
     )
 
 
@@ -189,18 +188,12 @@ def _config(folder: Path) -> RunConfig:
         raise ReportError(f"{file} cannot be read: {error}") from None
 
 
-def _is_owned(folder: Path) -> bool:
-    """Whether the process named in run.lock lives on this machine."""
+def _is_training(folder: Path) -> bool:
     try:
-        owner = json.loads((folder / "run.lock").read_text(encoding="utf-8"))
-        if owner["host"] != socket.gethostname():
-            return False
-        os.kill(int(owner["pid"]), 0)
-    except PermissionError:  # it lives, and belongs to somebody else
-        return True
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        owner = read_owner(folder)
+    except ReportError:
         return False
-    return True
+    return owner is not None and bool(owner.lives)
 
 
 def is_placed(row: Row) -> bool:

@@ -5,7 +5,6 @@ Only what was appended since the last look is read: a long run has many rows.
 
 import json
 import os
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,8 @@ from configs.errors import SafeError
 from probes.findings.finding import Finding
 from probes.findings.judge import judge
 from probes.record import Record
+from reports.errors import ReportError
+from reports.owner import read_owner
 from reports.run import Run, is_placed, read_run
 
 _STALE = 600
@@ -119,26 +120,20 @@ class Watched:
 
     def life(self) -> Life:
         """Whether its process lives, from ``run.lock`` and, for other machines, the files' age."""
-        try:
-            text = (self.folder / "run.lock").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            text = ""
         done = "all steps done" if self.run.finished else f"stopped at step {self.run.last_step}"
-        if not text.strip():
-            word = "finished" if self.run.finished else "stopped"
-            return Life(word, done)
         try:
-            owner = json.loads(text)
-            pid, host = int(owner["pid"]), str(owner["host"])
-        except (ValueError, TypeError, KeyError):
+            owner = read_owner(self.folder)
+        except ReportError:
             return Life("running", "its run.lock cannot be read")
-        if host != socket.gethostname():
+        if owner is None:
+            return Life("finished" if self.run.finished else "stopped", done)
+        if owner.lives is None:
             age = self._age()
             quiet = f", silent for {_duration(age)}: it may have died" if age > _STALE else ""
-            return Life("running", f"process {pid} on {host}{quiet}")
-        if _alive(pid):
-            return Life("running", f"process {pid}")
-        return Life("died", f"process {pid} is gone; {done}")
+            return Life("running", f"process {owner.pid} on {owner.host}{quiet}")
+        if owner.lives:
+            return Life("running", f"process {owner.pid}")
+        return Life("died", f"process {owner.pid} is gone; {done}")
 
     def _age(self) -> float:
         files = (self.folder / name for name in ("metrics.jsonl", "log.txt", "run.lock"))
@@ -171,16 +166,6 @@ def _records(rows: Sequence[dict[str, Any]]) -> list[Record]:
         except SafeError:  # the header, or a damaged line
             continue
     return found
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)  # asks only; no signal is sent
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
 
 
 def _duration(seconds: float) -> str:

@@ -111,9 +111,8 @@ def _parity(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
         if share:
             largest = facts.value(_INF, control, "parity_max_change")
             words = "gates at 0" if control == "gate:zero" else "no signal"
-            yield Hit(
-                "fusion", None, f"{words}: {share:.1%} of the logits differ, by up to {largest:.2g}"
-            )
+            reach = "" if largest is None else f", by up to {largest:.2g}"
+            yield Hit("fusion", None, f"{words}: {share:.1%} of the logits differ{reach}")
 
 
 @INFLUENCE.rule(

@@ -29,9 +29,10 @@ _S = "scores"
 def _shuffled(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     low = facts.value(_S, "score", "versus_shuffled_low")
     if low is not None and not low > 0:
-        mean = facts.value(_S, "score", "versus_shuffled") or math.nan
-        high = facts.value(_S, "score", "versus_shuffled_high") or math.nan
-        yield Hit("score", None, f"{mean:+.1f} [95% {low:+.1f}, {high:+.1f}]")
+        mean, high = (facts.value(_S, "score", f"versus_shuffled{end}") for end in ("", "_high"))
+        words = f"{mean:+.1f} " if mean is not None else ""
+        upper = f"{high:+.1f}" if high is not None else "?"
+        yield Hit("score", None, f"{words}[95% {low:+.1f}, {upper}]")
 
 
 @SCORES.rule(

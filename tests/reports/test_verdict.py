@@ -121,9 +121,14 @@ def test_partial_score_trains_on(make_whole_run: MakeRun) -> None:
 
 
 def test_low_score_with_every_link_whole_goes_back_to_the_baseline(
-    make_whole_run: MakeRun,
+    make_whole_run: MakeRun, run_rows: dict[str, Any]
 ) -> None:
-    report = Report.of(make_whole_run(score=20.0, shuffled=3.0))
+    few = Report.of(make_whole_run("few", score=20.0, shuffled=3.0))
+    assert few.verdict.decision is Decision.BLOCKED  # of 30 steps nothing is known yet
+    assert "30 steps are too few" in few.verdict.next_step.why and asked_for(few).optim.epochs == 6
+    metrics, records = run_rows["steps"](steps=120), run_rows["records"](step=120)
+    files = {"metrics": metrics, "records": records}
+    report = Report.of(make_whole_run(score=20.0, shuffled=3.0, **files))
     assert report.verdict.decision is Decision.BLOCKED
     step = report.verdict.next_step
     assert shlex.split(step.command) == ["safe-train", "rollback", str(report.run.path), "--apply"]

@@ -1,0 +1,48 @@
+"""Which process holds a run's folder, as ``run.lock`` says; looking changes nothing."""
+
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from reports.errors import ReportError
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that trains, or was training when it died."""
+
+    pid: int
+    host: str
+
+    @property
+    def lives(self) -> bool | None:
+        """Whether the process is there; None when it is one of another machine."""
+        if self.host != socket.gethostname():
+            return None
+        try:
+            os.kill(self.pid, 0)  # asks only; no signal is sent
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:  # it is there, and belongs to somebody else
+            pass
+        return True
+
+
+def read_owner(folder: Path) -> Owner | None:
+    """The owner of a run's folder; None when nobody holds it.
+
+    Raises:
+        ReportError: there is an owner, but ``run.lock`` does not tell who.
+    """
+    try:
+        text = (folder / "run.lock").read_text(encoding="utf-8")
+        if not text.strip():  # left empty when it is released
+            return None
+        owner = json.loads(text)
+        return Owner(int(owner["pid"]), str(owner["host"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ReportError(f"{folder / 'run.lock'} cannot be read: {error}") from None
