@@ -131,12 +131,15 @@ class Session:
             grad: build the graph for :meth:`backward`.
         """
         self.forwards += 1
+        # the caller's autocast keeps rounded copies of weights, and probes change weights
+        torch.clear_autocast_cache()
         with _eagerly(), torch.enable_grad() if grad else torch.no_grad():
             return self.model(**batch.to(self.device).inputs)
 
     def generate(self, batch: Batch, **options: Any) -> Any:
         """What the model's own ``generate`` returns for ``batch`` and further keywords."""
         call: Any = self.model
+        torch.clear_autocast_cache()  # as in forward()
         with _eagerly(), torch.no_grad():
             return call.generate(**batch.to(self.device).inputs, **options)
 

@@ -248,3 +248,14 @@ def test_an_optimizer_in_the_backward_pass_rests(
     handle.remove()
     toy(**make_batch())["loss"].backward()
     assert len(seen) == 1
+
+
+def test_changed_weight_counts_under_the_callers_autocast(toy: Any, make_batch: Any) -> None:
+    batch = Batch.of(make_batch(), "sound")
+    with torch.autocast("cpu", torch.bfloat16), Session(toy) as session:
+        before = session.forward(batch, grad=True)["logits"]
+        weight = toy.adapter.projector.linear.weight
+        session.keep_values([weight])
+        weight.data.mul_(3.0)
+        after = session.forward(batch, grad=True)["logits"]
+    assert not torch.equal(before, after)
