@@ -1,0 +1,133 @@
+"""Hugging Face data sets on disk: Arrow files written as `save_to_disk` writes them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.errors import DataError
+from safe.data.check import check_root
+from safe.data.prepare import prepare
+from safe.data.sources import read_source
+from tests.data.test_sources import sound
+
+pyarrow = pytest.importorskip("pyarrow", reason="needs the extra `arrow`")
+
+
+def save(folder: Path, columns: dict[str, list[Any]], shards: int = 1) -> None:
+    """Write what `Dataset.save_to_disk` of datasets 5.2 leaves, but for keys that nobody reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pyarrow.table(columns)
+    names = [f"data-{at:05d}-of-{shards:05d}.arrow" for at in range(shards)]
+    size = -(-len(table) // shards)
+    for at, name in enumerate(names):
+        with pyarrow.OSFile(str(folder / name), "wb") as file:
+            part = table.slice(at * size, size)
+            with pyarrow.ipc.new_stream(file, table.schema) as stream:
+                stream.write_table(part, max_chunksize=2)  # several chunks, as for many rows
+    state = {"_data_files": [{"filename": name} for name in names], "_split": None}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text("{}")
+
+
+def embedded(root: Path, names: list[str]) -> list[dict[str, Any]]:
+    values = []
+    for seed, name in enumerate(names):
+        sound(root / f"{name}.wav", seed)
+        values.append({"bytes": (root / f"{name}.wav").read_bytes(), "path": f"{name}.wav"})
+    return values
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Return a data set with 3 training clips of two captions and 1 validation clip."""
+    root = tmp_path / "saved"
+    a, b, c, d = embedded(tmp_path, ["a", "b", "c", "d"])
+    train = {
+        "audio": [a, b, a, b, c, c],
+        "caption": [f"text {n}" for n in range(6)],
+        "youtube_id": ["a", "b", "a", "b", "c", "c"],
+        "start_time": [30] * 6,
+    }
+    save(root / "train", train, shards=2)
+    save(root / "validation", {"audio": [d], "text": ["last"]})
+    (root / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
+    return root
+
+
+def test_splits_with_the_sounds_inside(saved: Path, tmp_path: Path) -> None:
+    source = read_source(saved)
+    assert source.format == "Hugging Face data set on disk"
+    assert list(source.manifests) == ["train", "val"]
+    found = {clip.id: clip for clip in source.manifests["train"].clips}
+    assert {name: clip.captions for name, clip in found.items()} == {
+        "a_30": ("text 0", "text 2"), "b_30": ("text 1", "text 3"), "c_30": ("text 4", "text 5"),
+    }  # fmt: skip
+    for clip in found.values():
+        assert clip.embedded is not None
+        assert clip.embedded.read() == (tmp_path / f"{clip.youtube_id}.wav").read_bytes()
+    report = check_root(saved)
+    assert (report.exit_code, report.problems) == (0, ())
+    assert report.splits["train"].usable == 3
+
+
+def test_prepare_writes_the_sounds_out(saved: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert prepare(saved, out).exit_code == 0
+    for name in "abc":
+        made = out / "audio" / "train" / f"{name}_30.wav"
+        assert made.read_bytes() == (tmp_path / f"{name}.wav").read_bytes()
+    assert (out / "audio" / "val" / "d.wav").is_file()
+    assert prepare(saved, out).reused == 4
+
+
+def test_one_split_with_lists_of_captions_and_files_beside_it(tmp_path: Path) -> None:
+    root = tmp_path / "one"
+    save(root, {"audio": ["a.wav", "b.wav"], "captions": [["x", "y"], ["z"]], "id": [0, 1]})
+    sound(root / "audio" / "a.wav", 0)
+    source = read_source(root)
+    assert source.notes == ("the data set has no splits: all its clips are in train",)
+    first, second = source.manifests["train"].clips
+    assert (first.id, first.captions, second.id) == ("0", ("x", "y"), "1")
+    assert first.path == root / "audio" / "a.wav" and second.path is None
+
+
+def test_sounds_without_a_name_get_a_suffix_by_their_first_bytes(tmp_path: Path) -> None:
+    content = b"OggS" + bytes(20)
+    save(tmp_path, {"audio": [{"bytes": content, "path": None}], "text": ["x"]})
+    (clip,) = read_source(tmp_path).manifests["train"].clips
+    assert clip.path == Path("data-00000-of-00001-000000.ogg")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"audio": ["/home/me/a.wav"], "text": ["x"]}, "row 1: audio path .* stay inside it"),
+        ({"audio": ["../a.wav"], "text": ["x"]}, "stay inside it"),
+        ({"sound": ["a.wav"], "text": ["x"]}, "needs a column audio .* found: sound, text"),
+        ({"audio": ["a.wav"], "label": ["x"]}, "needs a column audio .* and a caption"),
+        ({"audio": ["a.wav"], "text": [""]}, "row 1: has no caption"),
+    ],
+)
+def test_bad_columns(columns: dict[str, list[Any]], message: str, tmp_path: Path) -> None:
+    save(tmp_path, columns)
+    with pytest.raises(DataError, match=message):
+        read_source(tmp_path)
+
+
+def test_two_sounds_under_one_name_are_not_joined(tmp_path: Path) -> None:
+    values = [{"bytes": b"RIFF1", "path": "a.wav"}, {"bytes": b"RIFF2", "path": "a.wav"}]
+    save(tmp_path, {"audio": values, "text": ["x", "y"]})
+    with pytest.raises(DataError, match="two different sounds .* have the clip id 'a'"):
+        read_source(tmp_path)
+
+
+def test_a_damaged_or_unfinished_data_set(saved: Path) -> None:
+    file = saved / "validation" / "data-00000-of-00001.arrow"
+    file.write_bytes(b"not arrow")
+    with pytest.raises(DataError, match="cannot be read as an Arrow stream"):
+        read_source(saved)
+    (saved / "validation" / "state.json").unlink()
+    with pytest.raises(DataError, match="has no state.json; the data set was not saved compl"):
+        read_source(saved)
