@@ -55,6 +55,26 @@ def adapt_to_backbone(
     return replace(config, model=model, optim=optim), lines
 
 
+def adapt_to_encoder(
+    config: RunConfig, width: int, encoder_name: str, explicit: Collection[str] = ()
+) -> tuple[RunConfig, list[str]]:
+    """Return `config` for features of this width, and one line when that changed it.
+
+    Raises:
+        ConfigError: the user set another width.
+    """
+    model = config.model
+    if width == model.audio_dim:
+        return config, []
+    what = f"{model.audio_features} features of {encoder_name}"
+    if "model.audio_dim" in explicit:
+        raise ConfigError(
+            f"model.audio_dim = {model.audio_dim}: the {what} are {width} wide; leave it out"
+        )
+    lines = [f"model.audio_dim {model.audio_dim} -> {width}: width of the {what}"]
+    return replace(config, model=replace(model, audio_dim=width)), lines
+
+
 def with_effective_batch(config: RunConfig, clips: int) -> RunConfig:
     """Return `config` with `clips` per optimizer step, in micro-batches no larger than before.
 

@@ -27,10 +27,11 @@ class ProjectorConfig(Section):
 
     PATH: ClassVar[str] = "model.projector"
 
-    kind: Literal["mlp", "adaptive"] = "mlp"
-    """mlp gives num_tokens per clip; adaptive gives between min_tokens and num_tokens."""
+    kind: Literal["mlp", "adaptive", "resampler"] = "mlp"
+    """mlp gives num_tokens per clip, adaptive between min_tokens and num_tokens; a resampler's
+    tokens are learned queries that share one matrix: 6M parameters instead of 168M."""
     bottleneck_dim: int | None = 1024
-    """Width of the hidden layer; null for a single linear layer without a bottleneck."""
+    """Width of the hidden layer (of a resampler's queries); null for a single linear layer."""
     num_tokens: int = 32
     """Audio tokens per clip (the most of them, when adaptive)."""
     min_tokens: int = 8
@@ -44,6 +45,10 @@ class ProjectorConfig(Section):
         at_least(self.key("num_tokens"), self.num_tokens, 1)
         at_least(self.key("min_tokens"), self.min_tokens, 1)
         above_zero(self.key("scale"), self.scale)
+        if self.kind == "resampler" and self.bottleneck_dim is None:
+            raise ConfigError(
+                f"{self.key('bottleneck_dim')} = None: a resampler needs a width, e.g. 1024"
+            )
         if self.kind == "adaptive" and self.min_tokens > self.num_tokens:
             raise ConfigError(
                 f"{self.key('min_tokens')} = {self.min_tokens}: must be at most "
@@ -111,7 +116,10 @@ class ModelConfig(Section):
     audio_encoder: str
     """"embedded", "aisfx", "laion-clap" (or "laion-clap:CHECKPOINT") or "hf:FOLDER_OR_HUB"."""
     audio_dim: int = 512
-    """Width D of the audio encoder's embedding."""
+    """Width D of the audio encoder's embedding, or of each local feature."""
+    audio_features: Literal["pooled", "local"] = "pooled"
+    """pooled: one embedding per clip; local: the encoder's features in order of time (64 for CLAP),
+    for a resampler."""
     prompt: str | None = None
     """Text in front of every caption; null for the backbone's own template."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -138,6 +146,11 @@ class ModelConfig(Section):
             raise ConfigError(
                 f"model.fusion.layers = {list(self.fusion.layers)}: layer {self.fusion.layers[-1]} "
                 f"does not exist; model.num_layers = {self.num_layers} allows 0 to {last}"
+            )
+        if self.audio_features == "local" and self.projector.kind != "resampler":
+            raise ConfigError(
+                f"model.audio_features = 'local': projector kind {self.projector.kind!r} takes "
+                "one embedding per clip; set model.projector.kind=resampler"
             )
         if self.fusion.lora_rank > self.hidden_size:
             raise ConfigError(

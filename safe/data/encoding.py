@@ -33,7 +33,7 @@ class Encoder(Protocol):
         """Which part of a longer clip it hears: "start", "center" or "random"."""
 
     def encode(self, waveform: "torch.Tensor", lengths: "torch.Tensor | None") -> "torch.Tensor":
-        """Return embeddings [B, ...] of zero-padded waveforms [B, S] with lengths [B] in samples."""
+        """Return embeddings [B, ...] of zero-padded waveforms [B, S], lengths [B] in samples."""
 
 
 def encode_batch(encoder: Encoder, waves: Sequence[Waveform], dim: int) -> NDArray[np.float32]:

@@ -49,6 +49,8 @@ class Split:
     @property
     def mean(self) -> np.ndarray:
         """[D] or [M, D] mean over the clips."""
+        if isinstance(self.embeddings, np.ndarray):
+            return np.asarray(self.embeddings.mean(axis=0))
         total = np.zeros(self.embeddings.shape[1:])
         for start in range(0, len(self), _ROWS_AT_ONCE):
             rows = np.array(self.embeddings[start : start + _ROWS_AT_ONCE])

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from configs.schema import EvalConfig
+from safe.data.mapped_rows import MappedRows
 from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionTokens
 
@@ -13,7 +14,7 @@ from safe.training.batches import CaptionTokens
 def generate_captions(
     model: SAFEModel,
     tokens: CaptionTokens,
-    embeddings: np.ndarray | None,
+    embeddings: np.ndarray | MappedRows | None,
     seconds: np.ndarray,
     config: EvalConfig,
     *,
@@ -26,7 +27,8 @@ def generate_captions(
     Args:
         model: the model; its training flag is as found afterwards.
         tokens: tokenizer and prompt, as in training.
-        embeddings: [n, D] audio embeddings, or None to let the bare backbone speak.
+        embeddings: [n, D] audio embeddings or [n, M, D] local features; None to let the bare
+            backbone speak.
         seconds: [n] clip lengths in seconds.
         config: batch size, beams, longest caption.
         progress: called with the number of clips done after each batch.
@@ -59,5 +61,5 @@ def generate_captions(
     return captions
 
 
-def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
+def _tensor(array: np.ndarray | MappedRows, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float32)).to(device)

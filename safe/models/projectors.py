@@ -1,6 +1,6 @@
-"""Audio projectors: one CLAP embedding becomes N audio tokens as wide as the language model.
+"""MLP projectors: one CLAP embedding becomes N audio tokens as wide as the language model.
 
-Both end in ``tanh(x) * scale`` and nothing follows, so ``scale`` is what the fusion layers see.
+They end in ``tanh(x) * scale`` and nothing follows, so ``scale`` is what the fusion layers see.
 """
 
 import math
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import ModelError
-from configs.schema import ProjectorConfig
 
 _LARGE = 2.0**40
 """Rows with larger elements are divided by their maximum: their squares would overflow float32.
@@ -62,10 +61,7 @@ class AudioProjector(nn.Module):
             ModelError: wrong rank or width, or an element that is NaN or infinite.
         """
         check_embeddings(embeddings, self.audio_dim)
-        dtype = self.norm.weight.dtype
-        row_max = embeddings.abs().amax(dim=-1, keepdim=True)
-        large = row_max > min(_LARGE, torch.finfo(dtype).max)
-        flat = self.mlp(self.norm(torch.where(large, embeddings / row_max, embeddings).to(dtype)))
+        flat = self.mlp(self.norm(within_range(embeddings, self.norm.weight.dtype)))
         tokens: Tensor = self.amplitude(flat)
         return tokens.unflatten(-1, (self.num_tokens, self.hidden_size))
 
@@ -130,27 +126,33 @@ class Amplitude(nn.Module):
         return f"scale={self.scale}"
 
 
-def build_projector(config: ProjectorConfig, audio_dim: int, hidden_size: int) -> AudioProjector:
-    """The projector that ``config`` describes, freshly initialised."""
-    shape = (audio_dim, hidden_size, config.num_tokens, config.bottleneck_dim, config.scale)
-    if config.kind == "adaptive":
-        return AdaptiveAudioProjector(*shape, min_tokens=config.min_tokens)
-    return AudioProjector(*shape)
+def within_range(embeddings: Tensor, dtype: torch.dtype) -> Tensor:
+    """[..., D] as ``dtype``, rows that are too large for a LayerNorm divided by their maximum."""
+    row_max = embeddings.abs().amax(dim=-1, keepdim=True)
+    large = row_max > min(_LARGE, torch.finfo(dtype).max)
+    return torch.where(large, embeddings / row_max, embeddings).to(dtype)
 
 
-def check_embeddings(embeddings: Tensor, audio_dim: int) -> None:
-    """Raise ModelError unless ``embeddings`` is a finite floating [B, audio_dim] tensor."""
+def check_embeddings(embeddings: Tensor, audio_dim: int, *, local: bool = False) -> None:
+    """Raise ModelError unless ``embeddings`` is finite, floating, and of the right shape.
+
+    Args:
+        embeddings: [B, audio_dim], or [B, M, audio_dim] when ``local``.
+        audio_dim: width of an embedding.
+        local: whether a clip has M of them.
+    """
     shape = list(embeddings.shape)
-    if embeddings.dim() != 2:
-        raise ModelError(f"audio embeddings must have shape [B, {audio_dim}], got shape {shape}")
-    if shape[1] != audio_dim:
+    if embeddings.dim() != (3 if local else 2):
+        wanted = f"[B, M, {audio_dim}] (local features)" if local else f"[B, {audio_dim}]"
+        raise ModelError(f"audio embeddings must have shape {wanted}, got shape {shape}")
+    if shape[-1] != audio_dim:
         raise ModelError(
-            f"audio embeddings are {shape[1]} wide (shape {shape}) but the projector was made for "
+            f"audio embeddings are {shape[-1]} wide (shape {shape}) but the projector was made for "
             f"{audio_dim}; use the audio encoder it was trained with, or set model.audio_dim"
         )
     if not embeddings.is_floating_point():
         raise ModelError(f"audio embeddings must be floating point, got {embeddings.dtype}")
-    finite = torch.isfinite(embeddings).all(dim=1)
+    finite = torch.isfinite(embeddings).flatten(1).all(dim=1)
     if not finite.all():
         bad = [i for i, good in enumerate(finite.tolist()) if not good]
         raise ModelError(

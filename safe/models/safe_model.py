@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from configs.errors import ModelError
 from configs.schema import ModelConfig
 from safe.models.backbones import Backbone
+from safe.models.build_projector import build_projector
 from safe.models.fusion_adapter import FusionStack
 from safe.models.layer_output import hidden_of, replace_hidden
-from safe.models.projectors import AdaptiveAudioProjector, build_projector
+from safe.models.projectors import AdaptiveAudioProjector
 
 IGNORED = -100
 """Label of a position that is not supervised."""
@@ -82,7 +83,7 @@ class SAFEModel(nn.Module):
         self.identity, self.sees = backbone.identity, backbone.sees
         self.backbone: Any = backbone.model
         self.layers = dict(enumerate(backbone.layers))
-        self.projector = build_projector(config.projector, config.audio_dim, config.hidden_size)
+        self.projector = build_projector(config)
         self.fusion = FusionStack(self.layers, config.fusion)
         first = next(iter(self.fusion.blocks().values()))
         self.projector.to(first.residual.residual_scale.device)
@@ -139,7 +140,7 @@ class SAFEModel(nn.Module):
         repeated (B * beams rows, each clip's beams adjacent) hears each clip in all its beams.
 
         Args:
-            audio: [B, D] audio embeddings, or None for no audio.
+            audio: [B, D] audio embeddings ([B, M, D] local features), or None for no audio.
             seconds: [B] clip lengths in seconds, used by the adaptive projector only.
         """
         gate = self.outer_gate.effective
@@ -179,7 +180,7 @@ class SAFEModel(nn.Module):
         Args:
             input_ids: [B, T] token ids.
             attention_mask: [B, T], 0 for padding; None for no padding.
-            audio: [B, D] audio embeddings, or None for the bare backbone.
+            audio: [B, D] audio embeddings ([B, M, D] local features); None for the bare backbone.
             labels: [B, T] target ids aligned with ``input_ids`` (position t is predicted from
                 t-1), -100 where unsupervised. With labels, logits exist at supervised positions
                 only and ``loss`` is their summed cross entropy.

@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import torch
 
-from configs.adapt import adapt_to_backbone
+from configs.adapt import adapt_to_backbone, adapt_to_encoder
 from configs.overrides import resolve
 from configs.schema import RunConfig
 from safe.models.meta import planned_backbone
 from safe.models.safe_model import SAFEModel
+
+_CLAP_LOCAL = 768
+"""Width of the local features of HTSAT-tiny, which all of LAION's checkpoints but music's have."""
 
 
 def sized_model(
@@ -39,6 +42,10 @@ def sized_model(
     )
     for note in notes:
         tell(f"  {note}")
+    if config.model.audio_features == "local" and "model.audio_dim" not in explicit:
+        config, notes = adapt_to_encoder(config, _CLAP_LOCAL, config.model.audio_encoder)
+        for note in notes:
+            tell(f"  {note} (as CLAP's, without looking)")
     unloaded = replace(config.model, quantization=None, device_map=None)
     with torch.device("meta"):
         return SAFEModel(backbone, unloaded), config

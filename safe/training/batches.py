@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import DataError
+from safe.data.mapped_rows import MappedRows
 from safe.models.safe_model import IGNORED
 
 _T = TypeVar("_T")
@@ -58,7 +59,7 @@ class Batch:
     labels: Tensor
     """[B, T], the ids of caption and end token, -100 for prompt and padding."""
     audio: Tensor
-    """[B, D] float32 audio embeddings."""
+    """[B, D] float32 audio embeddings, or [B, M, D] local features."""
     seconds: Tensor
     """[B] clip lengths in seconds."""
     clip_ids: tuple[str, ...]
@@ -82,7 +83,7 @@ class CaptionDataset:
     Args:
         clip_ids: ids of the clips, one per row of ``embeddings``.
         captions: captions of each clip.
-        embeddings: [n, D] float32 audio embeddings.
+        embeddings: [n, D] float32 audio embeddings, or [n, M, D] local features.
         seconds: [n] clip lengths.
         tokens: tokenizer and prompt.
         max_caption_tokens: longer captions are cut; ``truncated`` counts them.
@@ -95,7 +96,7 @@ class CaptionDataset:
         self,
         clip_ids: Sequence[str],
         captions: Sequence[Sequence[str]],
-        embeddings: np.ndarray,
+        embeddings: np.ndarray | MappedRows,
         seconds: np.ndarray,
         tokens: CaptionTokens,
         max_caption_tokens: int,

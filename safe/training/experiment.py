@@ -3,6 +3,7 @@
 Whatever differs from the configuration as written is said, line by line, before training starts.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 
-from configs.adapt import adapt_to_backbone
+from configs.adapt import adapt_to_backbone, adapt_to_encoder
 from configs.errors import DataError
 from configs.schema import SYNTHETIC, DataConfig, RunConfig
 from safe.console import progress
@@ -23,7 +24,7 @@ from safe.data.overlap import assert_no_overlap
 from safe.data.problems import Problem
 from safe.data.splits import Split
 from safe.data.synthetic import SCORED_CLIPS, TRAIN_CLIPS, materialize_synthetic
-from safe.models.audio_encoders import AudioEncoder, load_audio_encoder
+from safe.models.audio_encoders import AudioEncoder, load_features
 from safe.models.backbones import Backbone, load_backbone
 from safe.models.safe_model import SAFEModel
 from safe.paths import cache_dir
@@ -44,7 +45,7 @@ class Sounds:
     splits: Mapping[str, Split]
     """Usable clips of the training, evaluation and test split, by split name."""
     silence: np.ndarray
-    """[D] what the encoder hears in a silent clip."""
+    """[D] or [M, D], what the encoder hears in a silent clip."""
     problems: tuple[Problem, ...]
     """Clips that cannot be used, with reasons."""
 
@@ -112,11 +113,13 @@ def prepare(
         SafeError: whatever of the user's input cannot be used, see the parts.
     """
     clips = read_clips(config.data, accelerator, console)
-    encoder = load_audio_encoder(config.model.audio_encoder)
+    encoder = load_features(config.model.audio_encoder, config.model.audio_features)
     backbone = load(config, console)
     config, notes = adapt_to_backbone(
         config, backbone.hidden_size, backbone.num_layers, backbone.name, explicit
     )
+    config, width_notes = adapt_to_encoder(config, encoder.shape[-1], encoder.name, explicit)
+    notes += width_notes
     if accelerator.device.type == "cpu" and backbone.hidden_size <= _ONE_THREAD_HIDDEN_SIZE:
         torch.set_num_threads(1)
         notes.append(f"1 processor thread: {backbone.name} is too small to be worth sharing")
@@ -196,7 +199,7 @@ def listen(
         Interrupted: a signal arrived; what was encoded is in the cache.
     """
     data = config.data
-    cache = EmbeddingCache(cache_dir() / "embeddings", encoder.identity, config.model.audio_dim)
+    cache = EmbeddingCache(cache_dir() / "embeddings", encoder.identity, math.prod(encoder.shape))
     every = [clip for split in clips.values() for clip in split]
     with progress(console, f"listening with {encoder.name}") as show:
 
@@ -214,7 +217,7 @@ def listen(
     good = {n: [c for c in split if (c.split, c.id) not in bad] for n, split in clips.items()}
     hashes = cache.hashes([clip for split in good.values() for clip in split])
     _refuse_overlap(data, good, hashes)
-    splits = {name: _split(name, split, cache) for name, split in good.items()}
+    splits = {name: _split(name, split, cache, encoder.shape) for name, split in good.items()}
     if data.audio == "mean":
         splits = _deafened(splits, data.train_split)
         console.print("  data.audio = mean: no clip is heard; a blind control, not a model")
@@ -236,7 +239,7 @@ def data_root(data: DataConfig, accelerator: Accelerator, console: Console) -> P
 
 
 def silence_embedding(encoder: AudioEncoder, like: Split) -> np.ndarray:
-    """[D] embedding of digital silence as long as the median clip of ``like``."""
+    """[D] or [M, D], digital silence as long as the median clip of ``like``."""
     seconds = min(float(np.median(like.seconds)), encoder.max_seconds)
     silence = torch.zeros(1, max(1, round(seconds * encoder.sample_rate)))
     embedding = encoder.encode(silence, torch.tensor([silence.shape[1]]))[0]
@@ -249,7 +252,7 @@ def _split_names(data: DataConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys((data.train_split, data.eval_split, data.test_split)))
 
 
-def _split(name: str, clips: list[Clip], cache: EmbeddingCache) -> Split:
+def _split(name: str, clips: list[Clip], cache: EmbeddingCache, shape: tuple[int, ...]) -> Split:
     if not clips:
         raise DataError(
             f"split {name!r} has no usable clip; see `safe-train data check ROOT` for the reasons"
@@ -259,7 +262,8 @@ def _split(name: str, clips: list[Clip], cache: EmbeddingCache) -> Split:
         clip_ids=tuple(clip.id for clip in clips),
         captions=tuple(clip.captions for clip in clips),
         audio_keys=tuple(cache.key(clip) for clip in clips),
-        embeddings=cache.lookup(clips),
+        # pooled ones of all AudioCaps are 102 MB; 64 local features of each clip are 9.8 GB
+        embeddings=cache.lookup(clips) if len(shape) == 1 else cache.mapped(clips, shape),
         seconds=cache.seconds(clips),
         paths=tuple(clip.path for clip in clips),
     )
@@ -267,9 +271,9 @@ def _split(name: str, clips: list[Clip], cache: EmbeddingCache) -> Split:
 
 def _deafened(splits: Mapping[str, Split], train: str) -> dict[str, Split]:
     """Every clip with the mean training embedding: what can be learned without listening."""
-    mean = splits[train].embeddings.mean(axis=0)
+    mean = splits[train].mean
     return {
-        name: replace(split, embeddings=np.tile(mean, (len(split), 1)))
+        name: replace(split, embeddings=np.broadcast_to(mean, (len(split), *mean.shape)))
         for name, split in splits.items()
     }
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from configs.errors import CheckpointError, ModelError
 from configs.schema import RetentionConfig
+from safe.data.mapped_rows import MappedRows
 from safe.models.layer_output import hidden_of
 from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionTokens
@@ -95,7 +96,7 @@ def build_retention(
     config: RetentionConfig,
     model: SAFEModel,
     tokens: CaptionTokens,
-    embeddings: np.ndarray,
+    embeddings: np.ndarray | MappedRows,
     seed: int,
 ) -> Retention:
     """The retention of a run.

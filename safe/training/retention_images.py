@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from safe.data.mapped_rows import MappedRows
 from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionTokens
 from safe.training.retention_texts import RetentionTexts, TextBatch
@@ -75,7 +76,11 @@ class RetentionImages(RetentionTexts):
     TAG = 0x1A6E
 
     def __init__(
-        self, model: SAFEModel, tokens: CaptionTokens, embeddings: np.ndarray, seed: int
+        self,
+        model: SAFEModel,
+        tokens: CaptionTokens,
+        embeddings: np.ndarray | MappedRows,
+        seed: int,
     ) -> None:
         config = model.backbone.config
         self.vision, self.image_id = config.vision_config, int(config.image_token_id)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from safe.data.mapped_rows import MappedRows
 from safe.models.prompts import REQUEST
 from safe.training.batches import CaptionTokens, collate
 
@@ -68,7 +69,7 @@ class RetentionTexts:
     def __init__(
         self,
         tokens: CaptionTokens,
-        embeddings: np.ndarray,
+        embeddings: np.ndarray | MappedRows,
         seed: int,
         device: torch.device,
         pairs: Sequence[tuple[str, str]] | None = None,

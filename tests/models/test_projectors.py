@@ -1,6 +1,7 @@
 """Audio projectors: bounds for every input, sizes, token counts, error texts."""
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -9,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import ModelError
-from configs.schema import ProjectorConfig
+from safe.models.build_projector import build_projector
 from safe.models.projectors import (
     AdaptiveAudioProjector,
     Amplitude,
     AudioProjector,
-    build_projector,
 )
 
 D, H, N = 12, 8, 5
@@ -126,12 +126,14 @@ def test_parameter_count_without_a_bottleneck():
     assert sum(p.numel() for p in model.mlp.parameters()) == 84_049_920
 
 
-def test_build_by_config():
-    plain = build_projector(ProjectorConfig(num_tokens=7, bottleneck_dim=None, scale=3), D, H)
+def test_build_by_config(make_config):
+    def build(**projector):
+        return build_projector(replace(make_config(projector=projector), audio_dim=D))
+
+    plain = build(num_tokens=7, bottleneck_dim=None, scale=3.0)
     assert type(plain) is AudioProjector
     assert (plain.num_tokens, plain.scale, len(plain.mlp)) == (7, 3.0, 1)
-    config = ProjectorConfig(kind="adaptive", num_tokens=9, min_tokens=4, bottleneck_dim=6)
-    adaptive = build_projector(config, D, H)
+    adaptive = build(kind="adaptive", num_tokens=9, min_tokens=4, bottleneck_dim=6)
     assert isinstance(adaptive, AdaptiveAudioProjector)
     assert (adaptive.num_tokens, adaptive.min_tokens, adaptive.mlp[0].out_features) == (9, 4, 6)
 

@@ -38,6 +38,8 @@ class AiSFX(FrozenEncoder):
         ModelError: not fetched, or the files are not those that were fetched.
     """
 
+    local_shape = (7, 512)
+
     def __init__(self) -> None:
         folder = fetched_path("aisfx")
         path = folder / "checkpoint.pth"
@@ -50,12 +52,21 @@ class AiSFX(FrozenEncoder):
         self.freeze()
 
     def _embed(self, clips: list[Tensor]) -> Tensor:
+        return torch.stack([own.mean(dim=0) for own in self._by_window(clips)])
+
+    def local(self, clips: list[Tensor]) -> Tensor:
+        """Return [B, 7, 512]: each window's embedding, of the clip filled with zeros to 10 s."""
+        longest = int(self.max_seconds * self.sample_rate)
+        filled = [F.pad(clip, (0, longest - clip.numel())) for clip in clips]
+        return torch.stack(self._by_window(filled))
+
+    def _by_window(self, clips: list[Tensor]) -> list[Tensor]:
+        """Return the embeddings [W, 512] of each clip's windows."""
         bank = self.get_buffer("bank")
         windows = [_windows(log_mel(clip.to(bank.device), bank) / _LOUDEST) for clip in clips]
         every = torch.cat(windows)
         embedded = torch.cat([self.net(part) for part in every.split(_WINDOWS_AT_ONCE)])
-        parts = embedded.split([len(own) for own in windows])
-        return torch.stack([own.mean(dim=0) for own in parts])
+        return list(embedded.split([len(own) for own in windows]))
 
 
 def _windows(mel: Tensor) -> Tensor:

@@ -30,9 +30,11 @@ class AudioEncoder(Protocol):
     """How a longer clip is cropped."""
     normalized: bool
     """Whether the embeddings have L2 norm 1."""
+    shape: tuple[int, ...]
+    """Of one clip's embedding: (512,), or (M, D) for M local features."""
 
     def encode(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return the embeddings [B, 512] of a batch of clips [B, S]."""
+        """Return the embeddings [B, *shape] of a batch of clips [B, S]."""
         ...
 
 
@@ -46,8 +48,11 @@ class FrozenEncoder(nn.Module, ABC):
         max_seconds: longest stretch of a clip that it hears.
     """
 
-    crop_rule = CENTER_CROP
-    normalized = True
+    crop_rule: str = CENTER_CROP
+    normalized: bool = True
+    shape: tuple[int, ...] = (EMBEDDING_WIDTH,)
+    local_shape: tuple[int, int] | None = None
+    """(M, D) of the features before they are averaged; None for an encoder that has none."""
 
     def __init__(self, name: str, weights: str, sample_rate: int, max_seconds: float) -> None:
         super().__init__()
@@ -82,15 +87,28 @@ class FrozenEncoder(nn.Module, ABC):
         Raises:
             ModelError: another rank or dtype, no clips, NaN or Inf, or impossible lengths.
         """
+        clips = self.cropped(waveform, lengths)
+        # no_grad and not inference_mode: a projector has to be able to train on the result.
+        with torch.no_grad():
+            return F.normalize(self._embed(clips).float(), dim=-1)
+
+    def cropped(self, waveform: Tensor, lengths: Tensor | None) -> list[Tensor]:
+        """Return each clip without padding, of a long one the middle ``max_seconds``.
+
+        Raises:
+            ModelError: as :meth:`encode`.
+        """
         found = _checked_lengths(waveform, lengths)
         longest = int(self.max_seconds * self.sample_rate)
         clips = []
         for row, length in zip(waveform, found, strict=True):
             start = max(length - longest, 0) // 2
             clips.append(row[start : min(start + longest, length)])
-        # no_grad and not inference_mode: a projector has to be able to train on the result.
-        with torch.no_grad():
-            return F.normalize(self._embed(clips).float(), dim=-1)
+        return clips
+
+    def local(self, clips: list[Tensor]) -> Tensor:
+        """Return [B, M, D] features in order of time for cropped clips; see ``local_shape``."""
+        raise ModelError(f"audio encoder {self.name} has no local features ({len(clips)} clips)")
 
     @abstractmethod
     def _embed(self, clips: list[Tensor]) -> Tensor:

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor
+from transformers import ClapAudioConfig, ClapAudioModelWithProjection, ClapFeatureExtractor
 
 from configs.errors import ModelError
 from safe.models.audio_encoders.base import EMBEDDING_WIDTH, FrozenEncoder
+from safe.models.audio_encoders.local import in_order_of_time
 from safe.models.digest import file_digest
 from safe.models.hub import looks_like_folder, model_folder, quiet_transformers, weight_files
 
@@ -43,9 +44,19 @@ class TransformersClap(FrozenEncoder):
         self.padding = extractor.padding
         self._extractor = extractor
         self.model = model
+        self.local_shape = _grid(model.config)
         self.freeze()
 
     def _embed(self, clips: list[Tensor]) -> Tensor:
+        embeds: Tensor = self.model(**self._inputs(clips)).audio_embeds
+        return embeds
+
+    def local(self, clips: list[Tensor]) -> Tensor:
+        """Return [B, M, D]: HTSAT's last grid of features, 32 moments by 2 bands in CLAP's."""
+        grid = self.model.audio_model(**self._inputs(clips)).last_hidden_state
+        return in_order_of_time(grid)
+
+    def _inputs(self, clips: list[Tensor]) -> dict[str, Tensor]:
         device = self.model.device
         features = self._extractor(
             [clip.cpu().numpy().astype(np.float64) for clip in clips],
@@ -55,8 +66,14 @@ class TransformersClap(FrozenEncoder):
         # A fusion extractor marks a random short clip as long; here no clip is ever too long.
         longer = torch.zeros(len(clips), 1, dtype=torch.bool, device=device)
         mel = features["input_features"].to(device=device, dtype=self.model.dtype)
-        embeds: Tensor = self.model(input_features=mel, is_longer=longer).audio_embeds
-        return embeds
+        return {"input_features": mel, "is_longer": longer}
+
+
+def _grid(config: ClapAudioConfig) -> tuple[int, int]:
+    """Return number and width of the features that the last stage leaves."""
+    stride: Any = config.patch_stride
+    side = config.spec_size // stride[0] // 2 ** (len(config.depths) - 1)
+    return side * side, config.hidden_size
 
 
 def _load(name: str, folder: Path) -> tuple[ClapFeatureExtractor, ClapAudioModelWithProjection]:

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from configs.errors import ModelError
 from safe.models.audio_encoders.base import EMBEDDING_WIDTH, FrozenEncoder
 from safe.models.audio_encoders.checkpoint import load_exactly, open_checkpoint, part_of
+from safe.models.audio_encoders.laion_mel import fusion_mel
+from safe.models.audio_encoders.local import in_order_of_time
 from safe.models.digest import file_digest
 
 _SIZES = {768: "HTSAT-tiny", 1024: "HTSAT-base"}
@@ -23,23 +25,27 @@ _SIZES = {768: "HTSAT-tiny", 1024: "HTSAT-base"}
 _ALIAS = "_laion_clap_module"
 """Name under which the package's inner folder is imported (see `random_branch`)."""
 _FULL_SCALE = 32767.0
+_FUSION = "audio_branch.patch_embed.fusion_model."
+_BANDS, _MOMENTS = 2, 32
+"""The grid of features that HTSAT averages."""
 
 
 class LaionClap(FrozenEncoder):
-    """HTSAT and the audio projection of a published, non-fusion laion-clap checkpoint.
+    """HTSAT and the audio projection of a published laion-clap checkpoint.
 
     Clips are treated as ``laion_clap.CLAP_Module`` treats NumPy audio: clipped to [-1, 1],
     rounded towards zero to 16 bits, and filled to 10 seconds by whole repeats, then zeros. Its
-    random crop of longer clips is replaced by the middle 10 seconds. Embeddings are
-    L2-normalised, as ``get_audio_embedding`` does. 48 kHz; nothing is downloaded.
+    random crop of longer clips is replaced by the middle 10 seconds, so that a fusion checkpoint
+    (630k-audioset-fusion-best.pt), which mixes random pieces of longer clips, never has one.
+    Embeddings are L2-normalised, as ``get_audio_embedding`` does. 48 kHz; nothing is downloaded.
 
     Args:
         name: the name it was asked for.
         where: path of a ``.pt`` file such as 630k-audioset-best.pt.
 
     Raises:
-        ModelError: no such file, not a laion-clap checkpoint, a fusion checkpoint, or weights of
-            the audio half missing or left over (they are listed).
+        ModelError: no such file, not a laion-clap checkpoint, or weights of the audio half
+            missing or left over (they are listed).
     """
 
     def __init__(self, name: str, where: str) -> None:
@@ -51,7 +57,9 @@ class LaionClap(FrozenEncoder):
         seconds = config.clip_samples / config.sample_rate
         super().__init__(name, weights, config.sample_rate, seconds)
         self._clip_samples = config.clip_samples
-        self.audio_branch = random_branch(config)
+        self._fuses = any(key.startswith(_FUSION) for key in state)
+        self.audio_branch: Any = random_branch(config, fusion=self._fuses)
+        self.local_shape = (_MOMENTS * _BANDS, width)
         self.audio_projection = nn.Sequential(
             nn.Linear(width, EMBEDDING_WIDTH),
             nn.ReLU(),
@@ -61,13 +69,32 @@ class LaionClap(FrozenEncoder):
         self.freeze()
 
     def _embed(self, clips: list[Tensor]) -> Tensor:
+        embedded: Tensor = self.audio_projection(self._branch(clips)["embedding"])
+        return embedded
+
+    def local(self, clips: list[Tensor]) -> Tensor:
+        """Return [B, 64, D]: what HTSAT averages, 32 moments by 2 bands."""
+        pooled: list[Tensor] = []
+        handle = self.audio_branch.avgpool.register_forward_pre_hook(
+            lambda _module, inputs: pooled.append(inputs[0])
+        )
+        try:
+            self._branch(clips)
+        finally:
+            handle.remove()
+        return in_order_of_time(pooled[0].unflatten(2, (_BANDS, _MOMENTS)))
+
+    def _branch(self, clips: list[Tensor]) -> dict[str, Tensor]:
         device = next(self.parameters()).device
         filled = [_fill(_as_16_bit(clip), self._clip_samples) for clip in clips]
-        batch = {"waveform": torch.stack(filled).to(device)}
-        embedded: Tensor = self.audio_projection(
-            self.audio_branch(batch, device=device)["embedding"]
-        )
-        return embedded
+        waves = torch.stack(filled).to(device)
+        batch = {"waveform": waves}
+        if self._fuses:
+            four = fusion_mel(waves)[:, None].expand(-1, 4, -1, -1)  # the package's, when no longer
+            longer = torch.zeros(len(clips), 1, dtype=torch.bool, device=device)
+            batch = {"mel_fusion": four, "longer": longer}
+        heard: dict[str, Tensor] = self.audio_branch(batch, device=device)
+        return heard
 
 
 def _as_16_bit(clip: Tensor) -> Tensor:
@@ -99,10 +126,6 @@ def _audio_state(path: Path) -> dict[str, Tensor]:
 
 def _width(path: Path, state: dict[str, Tensor]) -> int:
     """Return the width of the audio branch, which tells the architecture."""
-    if any("mel_conv2d" in key or "fusion_model" in key for key in state):
-        raise ModelError(
-            f"{path} is a fusion checkpoint; take the non-fusion one, e.g. 630k-audioset-best.pt"
-        )
     norm = state.get("audio_branch.norm.weight")
     width = 0 if norm is None else norm.shape[0]
     if width not in _SIZES:
@@ -126,8 +149,10 @@ def audio_config(architecture: str) -> SimpleNamespace:
     return SimpleNamespace(**json.loads(path.read_text(encoding="utf-8"))["audio_cfg"])
 
 
-def random_branch(config: SimpleNamespace) -> nn.Module:
+def random_branch(config: SimpleNamespace, *, fusion: bool = False) -> nn.Module:
     """Return laion-clap's HTSAT audio branch for an audio configuration, untrained.
+
+    With ``fusion`` it is the one of the fusion checkpoints (kind aff_2d, as in the package's hook).
 
     ``import laion_clap`` takes seconds (transformers, webdataset and others), leaves a folder on
     sys.path that makes names as general as ``training`` importable, and pulls in the text tower.
@@ -139,5 +164,6 @@ def random_branch(config: SimpleNamespace) -> nn.Module:
         sys.modules[_ALIAS] = package
     with warnings.catch_warnings():  # from libraries that it imports, and torch.meshgrid
         warnings.simplefilter("ignore")
-        branch: nn.Module = importlib.import_module(f"{_ALIAS}.htsat").create_htsat_model(config)
+        make = importlib.import_module(f"{_ALIAS}.htsat").create_htsat_model
+        branch: nn.Module = make(config, fusion, "aff_2d" if fusion else "None")
     return branch

@@ -1,8 +1,19 @@
 """From the name of an audio encoder to the encoder; each kind is imported when it is asked for."""
 
 from configs.errors import ModelError, did_you_mean
-from safe.models.audio_encoders.base import FrozenEncoder
+from safe.models.audio_encoders.base import AudioEncoder, FrozenEncoder
+from safe.models.audio_encoders.local import Features, LocalFeatures
 from safe.models.hub import EMBEDDED
+
+
+def load_features(name: str, features: Features) -> AudioEncoder:
+    """Load a frozen audio encoder that gives pooled embeddings, or local features.
+
+    Raises:
+        ModelError: as :func:`load_audio_encoder`, or the encoder has no local features.
+    """
+    encoder = load_audio_encoder(name)
+    return LocalFeatures(encoder) if features == "local" else encoder
 
 
 def load_audio_encoder(name: str) -> FrozenEncoder:
