@@ -227,7 +227,12 @@ def _already_there(target: Path, manifest: Manifest) -> bool:
 def _prune(parent: Path, published: Path, keep: int) -> None:
     """Delete what lies beyond the `keep` newest good ones; a failure here loses nothing."""
     good = 1  # the one just published, wherever its step stands among the others
-    for path in reversed(checkpoints(parent)):
+    try:
+        found = checkpoints(parent)
+    except OSError as error:
+        _log.warning("cannot look for old checkpoints in %s: %s", parent, error)
+        return
+    for path in reversed(found):
         if path == published:
             continue
         if good < keep:

@@ -1,0 +1,129 @@
+"""Whole trainings that are killed and go on: the end must be that of an undisturbed one."""
+
+import io
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from configs.overrides import dotted_fields
+from configs.schema import RunConfig
+from safe.training import checkpoint, state
+from safe.training import run as runs
+from safe.training.launch import Launch
+
+
+def kill(folder: str, config: dict[str, Any], kills: int, seed: int = 0) -> dict[str, int]:
+    """Kill -9 trainings ``kills`` times, up to four times each, and compare how they end."""
+    root, settings, choose = Path(folder), RunConfig.from_dict(config), random.Random(seed)
+    started = time.monotonic()
+    os.waitpid(_train(root / "whole", settings, 600.0), 0)
+    whole, rows = results(root / "whole"), _rows(root / "whole")
+    figures: Counter[str] = Counter(kills=0, runs=0, differ=0, restarted=0)
+    patience = 20 * (time.monotonic() - started)
+    while figures["kills"] < kills:
+        path = root / f"cut-{figures['runs']}"
+        every_step = 0.0 if figures["runs"] % 2 == 0 else 600.0  # save always, or once an epoch
+        for _ in range(min(4, kills - figures["kills"])):
+            pid = _train(path, settings, every_step)
+            figures["kills"] += _kill_at_row(pid, path, choose.randint(0, rows), choose.random())
+            if path.exists() and not (path / "config.json").exists():
+                figures["restarted"] += 1  # killed in the instant that the folder was made
+                shutil.rmtree(path)
+        pid, end = _train(path, settings, every_step), time.monotonic() + patience
+        while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < end:
+            time.sleep(0.01)
+        figures["differ"] += results(path) != whole
+        figures["runs"] += 1
+        shutil.rmtree(path, ignore_errors=True)
+    return {"rows": rows, "differ": 0, "restarted": 0, **figures}
+
+
+def results(run: Path) -> dict[str, bytes]:
+    """Every file of a run's result; log and environment hold times, older checkpoints vary."""
+    last = checkpoint.newest(run / "checkpoints")
+    folders = [run / "adapter", run / "captions", *([last] if last else [])]
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    files += [run / name for name in ("metrics.jsonl", "evaluation.json", "config.json")]
+    return {str(f.relative_to(run)): f.read_bytes() for f in files if f.exists()}
+
+
+def _rows(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def _train(path: Path, config: RunConfig, save_seconds: float) -> int:
+    """Start the run at ``path``, or go on with it, in a fork; the fork's number."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            runs._SAVE_SECONDS = save_seconds
+            how = Launch(
+                console=Console(file=io.StringIO()), output=path.parent, name=path.name,
+                device="cpu",
+            )  # fmt: skip
+            if path.exists():
+                runs.resume(path, how)
+            else:
+                runs.start(config, dotted_fields(), how)
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def _kill_at_row(pid: int, path: Path, row: int, wait: float) -> bool:
+    """Kill -9 a run a moment after its metrics have ``row`` rows; False when it was done first."""
+    while _rows(path) < row:
+        if os.waitpid(pid, os.WNOHANG) != (0, 0):
+            return False
+        time.sleep(0.002)
+    time.sleep(0.1 * wait)
+    os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    return os.WIFSIGNALED(status)
+
+
+def dropout(folder: str) -> dict[str, int]:
+    """A model with dropout, saved after three steps and resumed by another: equal after six?"""
+    path = Path(folder)
+
+    def model() -> tuple[nn.Module, torch.optim.Optimizer]:
+        net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        return net, torch.optim.AdamW(
+            [{"params": list(net.parameters()), "name": "all", "names": [
+                n for n, _ in net.named_parameters()]}], lr=0.1,
+        )  # fmt: skip
+
+    def train(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for _ in range(3):
+            net(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    torch.manual_seed(0)
+    one, optimizer = model()
+    train(one, optimizer)
+    weights = {name: value.clone() for name, value in one.state_dict().items()}
+    state.save_training_state(
+        path, optimizer=optimizer, named_parameters=one.named_parameters(), scheduler_step=3,
+        progress={},
+    )  # fmt: skip
+    train(one, optimizer)
+    torch.manual_seed(7)
+    other, optimizer = model()
+    other.load_state_dict(weights)
+    state.load_training_state(path, optimizer=optimizer, named_parameters=other.named_parameters())
+    train(other, optimizer)
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return {"differ": sum(not torch.equal(a, b) for a, b in pairs)}
