@@ -11,6 +11,7 @@ from pathlib import Path
 from safe.data.audio import MIN_SECONDS, AudioFacts, inspect
 from safe.data.manifests import Clip, Manifest, read_manifest
 from safe.data.overlap import Known, shared_sounds
+from safe.data.prepared_hashes import prepared_sounds
 from safe.data.problems import AudioProblem, Problem
 from safe.data.report import AUDIOCAPS_LAYOUT, DataReport, SplitReport
 from safe.data.sources import read_source
@@ -54,7 +55,7 @@ def check_root(
         found += _remarks(manifest.clips, findings, sample_rate)
         reports[name] = _split_report(manifest, findings, found)
         problems += found
-    problems += _shared(manifests, findings)
+    problems += [*_shared(manifests, findings), *_changed(Path(root), manifests, findings)]
     return DataReport(str(root), reports, tuple(problems), form, notes)
 
 
@@ -71,18 +72,19 @@ def inspect_all(clips: Sequence[Clip], progress: Progress | None = None) -> Find
     """Inspect every file; decoding and hashing leave the interpreter lock, so threads help."""
     findings: Findings = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = pool.map(inspect_clip, clips)
-        for done, (clip, facts) in enumerate(zip(clips, results, strict=True), 1):
-            findings[clip.split, clip.id] = facts
+        results = pool.map(inspect_clip, [clip for clip in clips if clip.path is not None])
+        for done, clip in enumerate(clips, 1):
+            findings[clip.split, clip.id] = (
+                AudioProblem.without_file(clip) if clip.path is None else next(results)
+            )
             if progress:
                 progress(done, len(clips))
     return findings
 
 
 def inspect_clip(clip: Clip) -> AudioFacts | AudioProblem:
-    """Return what a clip's sound is like, or why there is none; see `inspect`."""
-    if clip.path is None:
-        return AudioProblem.without_file(clip)
+    """Return what the sound of a clip with a file is like, or why it is none; see `inspect`."""
+    assert clip.path is not None
     try:
         if clip.embedded is None:
             return inspect(clip.path)
@@ -158,6 +160,18 @@ def _shared(manifests: dict[str, Manifest], findings: Findings) -> list[Problem]
         for pair in shared_sounds(one, other):
             detail = f"also in {pair.first.split} as {pair.first.id}"
             rows.append(Problem.of(pair.second, f"shared_{pair.by}", detail))
+    return rows
+
+
+def _changed(root: Path, manifests: dict[str, Manifest], findings: Findings) -> list[Problem]:
+    """Return rows for sounds of a prepared folder that are not those that were prepared."""
+    prepared = prepared_sounds(root)
+    rows = []
+    for manifest in manifests.values():
+        for clip in manifest.clips:
+            facts, before = findings[clip.split, clip.id], prepared.get((clip.split, clip.id))
+            if before and isinstance(facts, AudioFacts) and facts.sha256 != before:
+                rows.append(Problem.of(clip, "changed", f"samples {facts.sha256[:12]}..."))
     return rows
 
 

@@ -6,16 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from configs.errors import DataError
 from safe.data.audio import AudioFacts
 from safe.data.check import Progress, inspect_all, known
 from safe.data.manifests import Clip
 from safe.data.overlap import Known
 from safe.data.placing import Placed
+from safe.data.prepared_hashes import prepared_rows
 from safe.data.sources import read_source
-from safe.data.tables import jsonl_values
-
-FILE = "hashes.jsonl"
 
 
 def to_lines(clips: Iterable[Clip], placed: Mapping[tuple[str, str], Placed]) -> str:
@@ -48,18 +45,11 @@ def known_clips(folder: Path, progress: Progress | None = None) -> list[Known]:
     """
     source = read_source(folder)
     clips = [clip for manifest in source.manifests.values() for clip in manifest.clips]
-    if not (folder / FILE).is_file():
+    rows = prepared_rows(folder)
+    if not rows:
         findings = inspect_all(clips, progress)
         return [known(clip, findings[clip.split, clip.id]) for clip in clips]
-    rows = {_key(row, place): row for row, place in jsonl_values(folder / FILE)}
     return [_known(clip, rows.get((clip.split, clip.id))) for clip in clips]
-
-
-def _key(row: Any, place: str) -> tuple[str, str]:
-    try:
-        return row["split"], row["clip"]
-    except (TypeError, KeyError):
-        raise DataError(f"{place}: is not what `data prepare` writes; prepare it again") from None
 
 
 def _known(clip: Clip, row: Mapping[str, Any] | None) -> Known:

@@ -13,13 +13,15 @@ from configs.errors import DataError
 from safe.data.append_log import file_lock
 from safe.data.audiocaps_test import in_audiocaps_test
 from safe.data.check import Findings, Progress, known, unusable
-from safe.data.fingerprints import FILE, known_clips, to_lines
+from safe.data.fingerprints import known_clips, to_lines
 from safe.data.manifests import Manifest, write_manifest
 from safe.data.overlap import Known, shared_sounds
 from safe.data.placing import PARTIAL, Placed, Placer
 from safe.data.prepared import Count, Prepared, Twin
+from safe.data.prepared_hashes import FILE
 from safe.data.problems import AudioProblem, Problem
 from safe.data.sources import Source, read_source
+from safe.data.tables import json_value, read_text
 
 STATE = ".prepare"
 REPORT = "prepared.json"
@@ -54,13 +56,14 @@ def prepare(
         if folder.resolve() in (output.resolve(), source.resolve()):
             raise DataError(f"--against {folder}: is the data set itself; name another one")
     found = read_source(source)
+    there = {name: known_clips(folder, progress) for name, folder in others.items()}
     _claim(output, found)
     with file_lock(output / STATE / "running"):  # two calls at once: one after the other
-        return _prepare(found, output, others, progress)
+        return _prepare(found, output, there, progress)
 
 
 def _prepare(
-    source: Source, output: Path, others: dict[str, Path], progress: Progress | None
+    source: Source, output: Path, others: dict[str, list[Known]], progress: Progress | None
 ) -> Prepared:
     for partial in output.glob(f"audio/*/{PARTIAL}*"):  # left by a call that was killed
         partial.unlink(missing_ok=True)
@@ -78,7 +81,7 @@ def _prepare(
         name: [known(clip, findings[clip.split, clip.id]) for clip in manifest.clips]
         for name, manifest in source.manifests.items()
     }
-    twins = _twins(heard, others, progress)
+    twins = _twins(heard, others)
     problems = unusable(clips, findings)
     files = _write_manifests(output, source, to_lines(clips, placed))
     bad = {(row.split, row.clip) for row in problems}
@@ -115,11 +118,11 @@ def _claim(output: Path, source: Source) -> None:
             raise DataError(
                 f"{output} is not empty and was not made by `data prepare`; name a new folder"
             )
-        before = json.loads(state.read_text(encoding="utf-8"))
+        before = json_value(read_text(state), str(state))
         if before != made_of:
             raise DataError(
-                f"{output} was made from {before.get('source')} ({before.get('format')}), not from "
-                f"{there} ({source.format}); name a new folder"
+                f"{output} was made from another data set ({before}), not from {made_of}; name a "
+                "new folder"
             )
     for inside in (STATE, "audio", *(f"audio/{split}" for split in source.manifests)):
         if (output / inside).is_symlink():
@@ -128,17 +131,15 @@ def _claim(output: Path, source: Source) -> None:
     _write_text(state, json.dumps(made_of, ensure_ascii=False) + "\n")
 
 
-def _twins(
-    heard: dict[str, list[Known]], others: dict[str, Path], progress: Progress | None
-) -> list[Twin]:
+def _twins(heard: dict[str, list[Known]], others: dict[str, list[Known]]) -> list[Twin]:
     twins = [
         Twin.of(pair)
         for one, other in combinations(heard.values(), 2)
         for pair in shared_sounds(one, other)
     ]
-    for name, folder in others.items():
+    for name, clips in others.items():
         there: dict[str, list[Known]] = {}
-        for clip in known_clips(folder, progress):
+        for clip in clips:
             there.setdefault(clip.clip.split, []).append(clip)
         for theirs in there.values():
             for ours in heard.values():

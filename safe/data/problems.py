@@ -28,6 +28,7 @@ REMARKS = {
     "duplicate_audio": "another clip of the same split has exactly the same samples",
     "duplicate_id": "the recording is also in this split with another start time",
     "duplicate_caption": "the same caption is given twice for the clip",
+    "changed": "the samples are not those that `data prepare` wrote down in hashes.jsonl",
     "shared_id": "the recording is also in another split",
     "shared_audio": "a clip of another split has exactly the same samples",
     "shared_caption": "a clip of another split has the same caption and the same, rare length",

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from configs.errors import DataError
 from safe.data import placing
+from safe.data.check import check_root
 from safe.data.manifests import load_split
 from safe.data.prepare import prepare
 from safe.data.prepare_view import render
@@ -210,7 +211,9 @@ def test_nothing_is_written_outside(source: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not empty and was not made by `data prepare`"):
         prepare(source, full)
     other = data_set(tmp_path / "other", {"train": ["q"]})
-    with pytest.raises(DataError, match="was made from .*source .*, not from .*other"):
+    with pytest.raises(
+        DataError, match="was made from another data set .*source.*, not from .*other"
+    ):
         prepare(other, tmp_path / "out")
     linked = tmp_path / "linked"
     prepare(source, linked)
@@ -310,6 +313,35 @@ def test_clotho_and_wavcaps_share_freesound(tmp_path: Path) -> None:
     prepare(clotho, tmp_path / "out")
     result = prepare(wavcaps, tmp_path / "w", against=[tmp_path / "out"])
     assert [(twin.by, twin.other) for twin in result.leakage] == [("id", "Rain on roof")]
+
+
+def test_check_notices_a_prepared_sound_that_changed(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(source, out)
+    assert {row.reason for row in check_root(out).problems} == {"missing"}
+    (out / "audio" / "train" / "a_0.wav").unlink()
+    sound(out / "audio" / "train" / "a_0.wav", 77)
+    rows = [row.clip for row in check_root(out).problems if row.reason == "changed"]
+    assert rows == ["a_0"]
+    (out / "hashes.jsonl").write_text("5\n")
+    with pytest.raises(DataError, match="hashes.jsonl, line 1: is not what `data prepare` writes"):
+        check_root(out)
+
+
+def test_another_data_set_that_is_none_is_found_before_any_work(
+    source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        prepare(source, tmp_path / "out", against=[tmp_path / "nowhere"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_state_file(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(source, out)
+    (out / ".prepare" / "source.json").write_text("{")
+    with pytest.raises(DataError, match="is not JSON"):
+        prepare(source, out)
 
 
 def test_against_itself_is_refused(source: Path, tmp_path: Path) -> None:

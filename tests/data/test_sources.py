@@ -183,6 +183,21 @@ def test_a_name_that_leads_outside_is_refused(name: str, tmp_path: Path) -> None
         read_source(root)
 
 
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    table(tmp_path / "train.csv", ["path", "text"], [["x.m4a", "one"], ["y.wav", "two"]])
+    (tmp_path / "x.m4a").touch()
+    sound(tmp_path / "y.wav", 0)
+    assert read_source(tmp_path).notes == (
+        "1 .m4a files are not read; only .wav, .flac, .ogg, .mp3 are: convert them",
+    )
+
+
+def test_wavcaps_with_lists_before_the_caption(tmp_path: Path) -> None:
+    entry = {"id": "1", "tags": ["a", "b"], "caption": "Rain."}
+    (tmp_path / "fsd_final.json").write_text(json.dumps([entry]))
+    assert list(clips(tmp_path)) == ["FreeSound-1"]
+
+
 def test_links_that_lead_outside_are_left_out(tmp_path: Path) -> None:
     root = tmp_path / "data"
     table(root / "captions.csv", ["file", "caption"], [["x.wav", "a"], ["y.wav", "b"]])

@@ -1,9 +1,12 @@
 """Which format a folder is in: the one place that decides, and says what it took."""
 
 import os
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from configs.errors import DataError
+from safe.data.audio_files import SUFFIXES
 from safe.data.sources.audiocaps import AUDIOCAPS
 from safe.data.sources.clotho import CLOTHO
 from safe.data.sources.folder_csv import FOLDER_CSV
@@ -14,6 +17,7 @@ from safe.data.tables import csv_header
 
 FORMATS: tuple[Format, ...] = (AUDIOCAPS, CLOTHO, WAVCAPS, FOLDER_CSV, HF_DISK)
 _SHOWN = 12
+_UNREAD = (".m4a", ".mp4", ".webm", ".mkv", ".opus", ".aac", ".wma", ".aiff", ".aif", ".m4b")
 
 
 def read_source(root: Path | str) -> Source:
@@ -36,7 +40,20 @@ def read_source(root: Path | str) -> Source:
     if not claims:
         raise DataError(_nothing_fits(root))
     form, files = claims[0]
-    return form.read(root, files)
+    source = form.read(root, files)
+    clips = [clip for manifest in source.manifests.values() for clip in manifest.clips]
+    if all(clip.path is not None for clip in clips):
+        return source
+    return replace(source, notes=(*source.notes, *_unread(root)))
+
+
+def _unread(root: Path) -> list[str]:
+    """Say which audio files there are that cannot be read, when some seem to be missing."""
+    suffixes = Counter(Path(name).suffix.lower() for _, _, names in os.walk(root) for name in names)
+    found = [f"{suffixes[suffix]:,} {suffix}" for suffix in _UNREAD if suffixes[suffix]]
+    if not found:
+        return []
+    return [f"{', '.join(found)} files are not read; only {', '.join(SUFFIXES)} are: convert them"]
 
 
 def _claims(root: Path) -> list[tuple[Format, list[Path]]]:

@@ -23,7 +23,7 @@ NAME = "WavCaps"
 _PARTS = {
     "as": "AudioSet_SL", "fsd": "FreeSound", "bbc": "BBC_Sound_Effects", "sb": "SoundBible",
 }  # fmt: skip
-_START = re.compile(r'\s*(\{[^\[\]]*"data"\s*:\s*)?\[\s*\{[^\]]*?"caption')
+_START = re.compile(r'\s*(\{[^\[\]]*"data"\s*:\s*)?\[\s*\{.*?"caption', re.DOTALL)
 _YOUTUBE = re.compile(r"Y([\w-]{11})")
 
 
