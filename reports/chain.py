@@ -18,7 +18,7 @@ class Health(Enum):
     DOUBTFUL = "doubtful"
     BROKEN = "broken"
     UNKNOWN = "unknown"
-    """No probe looked at it."""
+    """No probe looked at it, or found nothing to measure."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,13 @@ def chain(run: Run, findings: Sequence[Finding]) -> tuple[ChainLink, ...]:
     links = []
     for link, name, probes, number in _LINKS:
         about = tuple(f for f in findings if f.link == link and f.severity > Severity.NOTE)
+        shown = number(facts)
         links.append(
             ChainLink(
                 link=link,
                 name=name,
-                health=_health(about, probed.issuperset(probes)),
-                number=number(facts),
+                health=_health(about, probed.issuperset(probes) and shown != ""),
+                number=shown,
                 findings=about,
                 root=root is not None and root.link == link,
             )

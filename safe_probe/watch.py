@@ -3,11 +3,13 @@
 All probes look before the first step and after the last one, cheap ones in between.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from configs.errors import ConfigError
@@ -96,7 +98,8 @@ class ProbeWatch(Callback):
     def on_train_end(self, trainer: StageA) -> None:
         assert self._file is not None
         _cut_back(self._file, trainer.position.step - 1)  # of a process that was stopped here
-        self._measure(trainer, self.ends)
+        with _at_peak_rate(trainer.optimizer):
+            self._measure(trainer, self.ends)
 
     def _measure(self, trainer: StageA, probes: Sequence[str]) -> None:
         assert self._file is not None
@@ -133,6 +136,19 @@ def tag(record: Record) -> str:
     """Name of a record's series in a tracker, e.g. ``gates/gate@6/effective``."""
     layer = "" if record.layer is None else f"@{record.layer}"
     return f"{record.probe}/{record.component}{layer}/{record.statistic}"
+
+
+@contextmanager
+def _at_peak_rate(optimizer: Optimizer) -> Iterator[None]:
+    """The learning rates of the configuration: at the end of its schedule no step moves much."""
+    scheduled = [group["lr"] for group in optimizer.param_groups]
+    try:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"]
+        yield
+    finally:
+        for group, lr in zip(optimizer.param_groups, scheduled, strict=True):
+            group["lr"] = lr
 
 
 def batches_of(dataset: CaptionDataset, seed: int, count: int, size: int) -> list[Any]:

@@ -208,3 +208,13 @@ def asked_for(report: Report) -> Any:
     assert words[0] == "safe-train"
     parser, _ = _parser()
     return _config(parser.parse_args(words[1:]))[0]
+
+
+def test_link_that_could_not_be_measured_is_not_ok(
+    make_whole_run: MakeRun, run_rows: dict[str, Any]
+) -> None:
+    # every clip the same: there is no other clip's audio to compare with
+    records = [r for r in run_rows["records"]() if r.component != "signal:swapped"]
+    report = Report.of(make_whole_run(records=records))
+    health = {link.link.name: link.health.value for link in report.chain}
+    assert health.pop("INFLUENCE") == "unknown" and set(health.values()) == {"ok"}

@@ -17,6 +17,7 @@ from configs.overrides import dotted_fields
 from configs.schema import RunConfig
 from probes import PROBES
 from probes.errors import ProbeError, RecordError
+from probes.findings.judge import judge
 from probes.record import RecordLog
 from safe.cli import main
 from safe.training.callbacks import Callback, Step
@@ -204,3 +205,23 @@ def test_influence_is_measured_on_clips_that_were_not_trained_on(
     train(tiny_run.config, tmp_path, [ProbeWatch(ends=("gates", "influence"), probes=("gates",))])
     held_out, trained = seen["influence"][0].audio, seen["gates"][0].audio
     assert not any((row == other).all() for row in held_out for other in trained)
+
+
+def test_end_is_judged_at_the_configured_rate_and_not_at_the_schedules_last(
+    tiny_run: Any, tmp_path: Path
+) -> None:
+    seen: list[float] = []
+
+    class LastRate(Callback):
+        def on_train_end(self, trainer: StageA) -> None:
+            seen.extend(group["lr"] for group in trainer.optimizer.param_groups)
+
+    folder = train(
+        tiny_run.config, tmp_path, [ProbeWatch(ends=("parameters", "gradflow")), LastRate()]
+    )
+    log = RecordLog.read(folder / "probes.jsonl")
+    last = max(r.step for r in log)
+    rate = log.value(step=last, probe="parameters", component="projector", statistic="lr_max")
+    assert rate == tiny_run.config.optim.lr_projector
+    assert max(seen) < tiny_run.config.optim.lr_projector  # and the schedule goes on as it was
+    assert "SP313" not in {f.code for f in judge(log)}
