@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE))  # `trials` is used here and in processes of its own
 LONG = (pytest.mark.trust, pytest.mark.slow, pytest.mark.timeout(3600))
 SMALL = ("saves", "owners")
 """Trials that need no torch."""

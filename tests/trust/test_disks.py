@@ -1,0 +1,100 @@
+"""Disks that are full, read-only or gone: the older checkpoint is good, and the message says so."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trials.saves import PART_BYTES, PARTS, save, whole
+
+from configs.errors import CheckpointError
+from safe.training.checkpoint import latest_good, publish, step_name
+
+BYTES = PARTS * PART_BYTES
+
+
+def mount(folder: Path, options: str) -> bool:
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own with room for about three checkpoints."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or not mount(folder, f"size={3 * BYTES}"):
+        pytest.skip("only root may mount a small disk, and not in every container")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def good(parent: Path, step: int) -> bool:
+    path, rejected = latest_good(parent)
+    return path == parent / step_name(step) and whole(path) and not rejected
+
+
+@pytest.mark.sizes(21, 201)
+def test_disk_that_fills_up_during_a_save(size: int, figure: Any, small_disk: Path) -> None:
+    parent, ballast = small_disk / "checkpoints", small_disk / "ballast"
+    refused = told = saved = 0
+    for part in range(size):
+        shutil.rmtree(parent, ignore_errors=True)
+        ballast.unlink(missing_ok=True)
+        save(parent, 1)
+        free = BYTES * 1.1 * part / (size - 1)
+        ballast.write_bytes(bytes(max(0, int(shutil.disk_usage(small_disk).free - free))))
+        options = {"needed_bytes": 0} if part % 2 else {}  # 0: do not look before writing
+        try:
+            save(parent, 2, **options)
+        except CheckpointError as error:
+            refused += 1
+            assert good(parent, 1), part
+            pattern = r"step-00000002: .*No space left.*at least [\d,]+ bytes, [\d,]+ bytes are"
+            told += bool(re.search(pattern, str(error))) and str(parent) in str(error)
+        else:
+            saved += 1
+            assert good(parent, 2), part
+        assert not [path for path in parent.iterdir() if path.name.startswith(".")]
+    figure(f"disk full at 0-100% of a save: {refused} refused with the older one good, "
+           f"{saved} saved, of {size}")  # fmt: skip
+    assert told == refused > size // 2 and saved > 0
+
+
+def test_read_only_disk(small_disk: Path) -> None:
+    parent = small_disk / "checkpoints"
+    save(parent, 1)
+    remount = ["mount", "-o", "remount,ro", str(small_disk)]
+    subprocess.run(remount, check=True)
+    with pytest.raises(CheckpointError, match=f"{parent}/step-00000002: .*Read-only file system"):
+        save(parent, 2)
+    assert good(parent, 1)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into every folder")
+def test_folder_without_permission(tmp_path: Path) -> None:
+    save(tmp_path / "checkpoints", 1)
+    (tmp_path / "checkpoints").chmod(0o555)
+    try:
+        with pytest.raises(CheckpointError, match="step-00000002: .*Permission denied"):
+            save(tmp_path / "checkpoints", 2)
+        assert good(tmp_path / "checkpoints", 1)
+    finally:
+        (tmp_path / "checkpoints").chmod(0o755)
+
+
+def test_folder_that_vanishes_during_a_save(tmp_path: Path) -> None:
+    parent = tmp_path / "run" / "checkpoints"
+    parent.parent.mkdir()
+
+    def write(folder: Path) -> None:
+        shutil.rmtree(tmp_path / "run")
+        (folder / "part").write_bytes(b"late")
+
+    with pytest.raises(CheckpointError, match=f"{parent}/step-00000002: .*No such file"):
+        publish(parent, step_name(2), write, metadata={})
+    assert not parent.parent.exists()
