@@ -64,7 +64,7 @@ FROZEN_LLM = (70.4, 72.1)
 
 PUBLIC_SCALE = (
     PublicScore(
-        "a constant caption", CONSTANT, CONSTANT, "measured on the references, best of all captions"
+        "a constant caption", CONSTANT, CONSTANT, "measured on the references, the best there is"
     ),
     PublicScore("training-free", TRAINING_FREE, TRAINING_FREE, "ZerAuCap, 2023"),
     PublicScore(
@@ -72,6 +72,6 @@ PUBLIC_SCALE = (
     ),
     PublicScore("a frozen LLM with CLAP", *FROZEN_LLM, "AnyMAL 7B and 13B, 2023"),
     PublicScore("the best", BEST, BEST, "SLAM-AAC, 2024"),
-    PublicScore("people", HUMAN, HUMAN, "each against the others; Kim et al., NAACL 2019"),
+    PublicScore("people", HUMAN, HUMAN, "measured on the references, each against the other four"),
 )
 """From the lowest to the highest."""

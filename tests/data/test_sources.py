@@ -116,6 +116,13 @@ def test_clotho(folder: str, tmp_path: Path) -> None:
     assert (second.path, second.origin) == (None, "development ä 1")
 
 
+def test_clotho_in_a_folder_below(tmp_path: Path) -> None:
+    clotho(tmp_path / "v2.1")
+    sound(tmp_path / "v2.1" / "evaluation" / "evaluation ä 1.wav", 0)
+    found = clips(tmp_path, "test")
+    assert found["evaluation ä 1"].path == tmp_path / "v2.1" / "evaluation" / "evaluation ä 1.wav"
+
+
 def test_wavcaps(tmp_path: Path) -> None:
     wavcaps(tmp_path)
     sound(tmp_path / "Zip_files" / "FreeSound" / "7.flac", 0)

@@ -39,10 +39,13 @@ def _read(root: Path, claimed: list[Path]) -> Source:
         assert split is not None
         sounds = _freesound_ids(path, word)
         rows = list(csv_table(path))
+        beside = (path.parent.relative_to(root) / word).as_posix()
+        folders = (
+            word, f"audio/{word}", f"clotho_audio_{word}", f"clotho_audio_files/{word}", beside,
+        )  # fmt: skip
         clips = []
         for row, place in rows:
             name = relative_path(row["file_name"], place)
-            folders = (word, f"audio/{word}", f"clotho_audio_{word}", f"clotho_audio_files/{word}")
             audio, outside = tree.find(name, folders)
             stem = check_id(name.rpartition(".")[0] or name, place)
             captions = captions_of(row, caption_columns(row), place)

@@ -36,7 +36,9 @@ def read_source(root: Path | str) -> Source:
             f"{form.name}: {', '.join(str(path.relative_to(root)) for path in files[:3])}"
             for form, files in claims
         )
-        raise DataError(f"{root} fits several formats ({found}); keep the files of one of them")
+        raise DataError(
+            f"{root} fits several formats ({found}); name the folder that holds one of them alone"
+        )
     if not claims:
         raise DataError(_nothing_fits(root))
     form, files = claims[0]
