@@ -63,6 +63,11 @@ _TEST = _split_up(b64decode(_HASHES))
 
 
 def in_audiocaps_test(clip_id: str) -> bool:
-    """Return whether a clip ("7fmOlUlwoNg_20", or the YouTube id alone) is of the test split."""
-    youtube_id = clip_id[:_ID_LENGTH].encode()
-    return hashlib.sha256(youtube_id).digest()[:_BYTES] in _TEST
+    """Return whether a clip is of the test split: "ID_START", the YouTube id alone, or Y + id."""
+    return _known(clip_id[:_ID_LENGTH]) or (
+        len(clip_id) == _ID_LENGTH + 1 and clip_id[0] == "Y" and _known(clip_id[1:])
+    )
+
+
+def _known(youtube_id: str) -> bool:
+    return hashlib.sha256(youtube_id.encode()).digest()[:_BYTES] in _TEST

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from configs.errors import DataError
 from safe.data.manifests import Clip
 
+_FILE_NAME = re.compile(r"Y([\w-]{11})|([\w-]{11})_[\d.]+")
 _SAME_LENGTH = 0.01
 """Share of a split's clips that may have one length before that length says nothing."""
 
@@ -45,10 +46,12 @@ def shared_sounds(first: Sequence[Known], second: Sequence[Known]) -> list[Share
     and 409 of its 4,875 test captions are training captions word for word.
     """
     by_id: dict[str, Clip] = {}
+    by_file: dict[str, Clip] = {}
     by_sound: dict[str, Clip] = {}
     by_caption: dict[tuple[str, int], Clip] = {}
     for one in first:
         by_id.setdefault(one.clip.origin, one.clip)
+        by_file.setdefault(_youtube_id(one.clip.origin), one.clip)
         if one.sound is not None:
             by_sound.setdefault(one.sound, one.clip)
     for key, clip in _told_by_caption(first):
@@ -61,14 +64,22 @@ def shared_sounds(first: Sequence[Known], second: Sequence[Known]) -> list[Share
     }
     result = []
     for two in second:
-        clip = two.clip
-        if clip.origin in by_id:
-            result.append(Shared(by_id[clip.origin], clip, "id"))
+        clip, origin = two.clip, two.clip.origin
+        # A file's name is held against whole ids only: dog_12 and dog_13 need not be one recording.
+        twin = by_id.get(origin) or by_id.get(_youtube_id(origin)) or by_file.get(origin)
+        if twin is not None:
+            result.append(Shared(twin, clip, "id"))
         elif two.sound is not None and two.sound in by_sound:
             result.append(Shared(by_sound[two.sound], clip, "audio"))
         elif clip.id in same_caption:
             result.append(Shared(same_caption[clip.id], clip, "caption"))
     return result
+
+
+def _youtube_id(name: str) -> str:
+    """Return the id in a file's name (Y7fmOlUlwoNg, 7fmOlUlwoNg_20), any other name as it is."""
+    found = _FILE_NAME.fullmatch(name)
+    return (found[1] or found[2]) if found else name
 
 
 def _told_by_caption(clips: Sequence[Known]) -> list[tuple[tuple[str, int], Clip]]:

@@ -42,6 +42,7 @@ class Placer:
     A hard link takes no room and cannot lead anywhere else; where there can be none (another file
     system, somebody else's file) the file is copied. Every file appears complete, under its final
     name, and `journal.jsonl` says what it was made from, so that an interrupted call goes on.
+    A sound that has gone from the source since stays where it was put.
     """
 
     def __init__(self, output: Path, journal: Path) -> None:
@@ -54,15 +55,20 @@ class Placer:
                 self._done[entry["split"], entry["clip"]] = entry
         self.reused = 0
         """Number of clips that an earlier call had placed."""
+        self.kept = 0
+        """How many of those have no file in the source any more."""
 
     def place(
         self, clips: Sequence[Clip], progress: Callable[[int, int], None] | None = None
     ) -> dict[tuple[str, str], Placed]:
         """Place every clip that has a file; returns what lies where by (split, clip id)."""
+        gone = [clip for clip in clips if clip.path is None and self._stands(clip)]
         clips = [clip for clip in clips if clip.path is not None]
         for split in {clip.split for clip in clips}:
             (self.output / "audio" / split).mkdir(parents=True, exist_ok=True)
-        result: dict[tuple[str, str], Placed] = {}
+        result = {(c.split, c.id): _placed(self._done[c.split, c.id]) for c in gone}
+        self.kept = len(gone)
+        self.reused = len(gone)
         new: list[dict[str, Any]] = []
         pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         try:
@@ -84,13 +90,13 @@ class Placer:
             self._write(new)
         return result
 
-    def forget_others(self, current: dict[tuple[str, str], Placed]) -> int:
-        """Remove files that an earlier call placed and that belong to no clip now."""
-        kept = {placed.file for placed in current.values()}
-        stale = {entry["file"] for entry in self._done.values()} - kept
-        for name in stale:
-            (self.output / name).unlink(missing_ok=True)
-        return len(stale)
+    def _stands(self, clip: Clip) -> bool:
+        """Whether what an earlier call placed for a clip is still there, untouched."""
+        known = self._done.get((clip.split, clip.id))
+        try:
+            return known is not None and _stamp(self.output / known["file"]) == known["to"]
+        except AudioProblem:
+            return False  # it was removed since
 
     def _place(self, clip: Clip) -> dict[str, Any]:
         assert clip.path is not None
@@ -98,23 +104,21 @@ class Placer:
         name = f"audio/{clip.split}/{clip.id}{clip.path.suffix.lower()}"
         target = self.output / name
         known = self._done.get((clip.split, clip.id))
-        if known is not None and known["file"] == name and known["from"] == origin:
-            try:
-                if list(file_stamp(target)) == known["to"]:
-                    return known
-            except AudioProblem:
-                pass  # it was removed since
+        same = known is not None and known["file"] == name and known["from"] == origin
+        if known is not None and same and self._stands(clip):
+            return known
         _put(clip, target)
+        if known is not None and known["file"] != name:  # or a .wav would hide its .flac
+            (self.output / known["file"]).unlink(missing_ok=True)
         with open(target, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         facts = inspect_clip(Clip(clip.id, clip.split, target, (), clip.youtube_id, ""))
         return {
             "split": clip.split,
             "clip": clip.id,
-            # asked for again: a new link to a file changes its ctime
-            "from": _origin(clip.embedded, clip.path),
+            "from": origin,
             "file": name,
-            "to": list(file_stamp(target)),
+            "to": _stamp(target),
             "sha256": digest,
             "facts": _facts_to_json(facts),
         }
@@ -131,8 +135,13 @@ class Placer:
 def _origin(embedded: Embedded | None, path: Path) -> list[int]:
     """Return what identifies the content a clip is made from."""
     if embedded is None:
-        return list(file_stamp(path))
-    return [*file_stamp(embedded.file), embedded.row]
+        return _stamp(path)
+    return [*_stamp(embedded.file), embedded.row]
+
+
+def _stamp(path: Path) -> list[int]:
+    """Return size, inode and mtime; not ctime, which changes with every link made or removed."""
+    return list(file_stamp(path)[:3])
 
 
 def _put(clip: Clip, target: Path) -> None:

@@ -70,7 +70,9 @@ def _prepare(
     clips = [clip for manifest in source.manifests.values() for clip in manifest.clips]
     placer = Placer(output, output / STATE / "journal.jsonl")
     placed = placer.place(clips, progress)
-    placer.forget_others(placed)
+    notes = list(source.notes)
+    if placer.kept:
+        notes.append(f"{placer.kept:,} sounds are no longer in the source; kept from before")
     findings: Findings = {
         (clip.split, clip.id): placed[clip.split, clip.id].facts
         if (clip.split, clip.id) in placed
@@ -98,7 +100,7 @@ def _prepare(
         problems=problems,
         twins=twins,
         files=files,
-        notes=source.notes,
+        notes=notes,
         reused=placer.reused,
     )
     text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False)

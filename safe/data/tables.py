@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,11 @@ def csv_table(
 def csv_header(path: Path) -> list[str]:
     """Return the column names of a CSV file from its first line; [] when it cannot be read."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return [name.strip() for name in next(csv.reader(file), [])]
-    except (OSError, UnicodeDecodeError, csv.Error):
+        with open(path, "rb") as file:
+            text = file.read(1 << 16).decode("utf-8-sig", "replace")
+        line = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0]
+        return [name.strip() for name in next(csv.reader([line]), [])]
+    except (OSError, csv.Error):
         return []
 
 

@@ -9,7 +9,9 @@ from safe.data.manifests import load_split
 def test_exactly_the_test_clips(shared: Path) -> None:
     root = shared / "data" / "audiocaps"
     test = load_split(root, "test")
-    assert all(in_audiocaps_test(clip.id) and in_audiocaps_test(clip.youtube_id) for clip in test)
+    assert all(
+        in_audiocaps_test(clip.id) and in_audiocaps_test(f"Y{clip.youtube_id}") for clip in test
+    )
     others = [clip for split in ("train", "val") for clip in load_split(root, split)]
     # by chance 50,333 x 975 / 2^24 = 2.9 of them
     assert sum(in_audiocaps_test(clip.id) for clip in others) <= 8

@@ -131,3 +131,18 @@ def test_a_damaged_or_unfinished_data_set(saved: Path) -> None:
     (saved / "validation" / "state.json").unlink()
     with pytest.raises(DataError, match="has no state.json; the data set was not saved compl"):
         read_source(saved)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '{"splits": 5}', '{"splits": ["../x"]}', '{"splits": [{}]}']
+)
+def test_odd_json(text: str, saved: Path) -> None:
+    (saved / "dataset_dict.json").write_text(text)
+    with pytest.raises(DataError, match="needs a list 'splits'|plain name|needs an id"):
+        read_source(saved)
+
+
+def test_odd_state(saved: Path) -> None:
+    (saved / "train" / "state.json").write_text('{"_data_files": ["x"]}')
+    with pytest.raises(DataError, match="needs an id"):
+        read_source(saved)

@@ -101,14 +101,15 @@ def test_what_changed_is_done_again(source: Path, tmp_path: Path) -> None:
     prepare(source, out)
     (source / "audio" / "train" / "a_0.wav").unlink()
     sound(source / "audio" / "train" / "a_0.wav", 99)
-    (source / "audio" / "train" / "b_0.wav").unlink()  # lost since
+    (source / "audio" / "train" / "b_0.wav").unlink()
+    sound(source / "audio" / "train" / "b_0.flac", 97)  # a .wav from before would hide it
     sound(source / "audio" / "train" / "lost_0.wav", 98)  # found since
     (out / "audio" / "train" / "c_0.wav").unlink()  # removed by somebody
     result = prepare(source, out)
     assert result.reused == 5
-    assert result.splits["train"].usable == 5
+    assert result.splits["train"].usable == 6
     names = sorted(path.name for path in (out / "audio" / "train").iterdir())
-    assert names == [f"{name}_0.wav" for name in ("a", "c", "d", "e", "lost")]
+    assert names == ["a_0.wav", "b_0.flac", "c_0.wav", "d_0.wav", "e_0.wav", "lost_0.wav"]
     changed = out / "audio" / "train" / "a_0.wav"
     assert changed.read_bytes() == (source / "audio" / "train" / "a_0.wav").read_bytes()
     fresh = tmp_path / "fresh"
@@ -118,13 +119,24 @@ def test_what_changed_is_done_again(source: Path, tmp_path: Path) -> None:
     }
 
 
+def test_a_sound_that_has_gone_from_the_source_is_not_lost(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(source, out)
+    before = {k: v for k, v in tree(out).items() if k != "prepared.json"}
+    shutil.rmtree(source / "audio")
+    result = prepare(source, out)
+    assert (result.reused, result.exit_code) == (8, 0)
+    assert result.notes == ["8 sounds are no longer in the source; kept from before"]
+    assert {k: v for k, v in tree(out).items() if k != "prepared.json"} == before
+
+
 def test_a_split_that_is_gone_is_not_trained_on(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare(source, out)
     (out / "notes.csv").write_text("mine")
     (source / "test.csv").unlink()
     prepare(source, out)
-    assert not (out / "test.csv").exists() and list((out / "audio" / "test").iterdir()) == []
+    assert not (out / "test.csv").exists()
     assert (out / "notes.csv").read_text() == "mine"
 
 
@@ -295,6 +307,20 @@ def test_leakage_against_another_data_set(prepared: bool, tmp_path: Path) -> Non
     }  # fmt: skip
     clean = data_set(tmp_path / "clean", {"train": ["nothing0001"], "test": ["nothing0002"]})
     assert prepare(clean, tmp_path / "c", against=[folder, tmp_path / "out"]).twins == []
+
+
+@pytest.mark.parametrize("name", ["Yintest12345", "intest12345_30", "intest12345"])
+def test_a_youtube_id_is_found_in_the_name_of_a_file(name: str, tmp_path: Path) -> None:
+    audiocaps = data_set(tmp_path / "audiocaps", {"test": ["intest12345", "elsewhere_1"]})
+    plain = tmp_path / "plain"
+    rows = [[f"{name}.wav", "one"], ["elsewhere_2.wav", "two"]]
+    table(plain / "train.csv", ["file", "caption"], rows)
+    for number, (file, _) in enumerate(rows):
+        sound(plain / file, number)
+    result = prepare(plain, tmp_path / "out", against=[audiocaps])
+    assert [(twin.by, twin.clip) for twin in result.leakage] == [("id", name)]
+    back = prepare(audiocaps, tmp_path / "back", against=[plain])
+    assert [(twin.by, twin.other) for twin in back.leakage] == [("id", name)]
 
 
 def test_clotho_and_wavcaps_share_freesound(tmp_path: Path) -> None:

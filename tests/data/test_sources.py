@@ -199,6 +199,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     )
 
 
+def test_a_table_in_another_encoding_says_so(tmp_path: Path) -> None:
+    table(tmp_path / "train.csv", ["path", "text"], [["x.wav", "café"]], "latin-1")
+    with pytest.raises(DataError, match=r"train.csv, line 2: is not UTF-8 \(byte 0xe9\); save"):
+        read_source(tmp_path)
+
+
 def test_wavcaps_with_lists_before_the_caption(tmp_path: Path) -> None:
     entry = {"id": "1", "tags": ["a", "b"], "caption": "Rain."}
     (tmp_path / "fsd_final.json").write_text(json.dumps([entry]))

@@ -34,17 +34,23 @@ def _read(root: Path, claimed: list[Path]) -> Source:
         manifest = _manifest(root, "train", arrow, tree)
         note = "the data set has no splits: all its clips are in train"
         return Source(NAME, root, {"train": manifest}, (note,))
-    names = json_value(read_text(claimed[0]), claimed[0].name).get("splits")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{claimed[0]}: splits must be a list of names")
+    names = _list(claimed[0], "splits")
     manifests: dict[str, Manifest] = {}
     for name in names:
-        split = split_of(name) or name
+        folder = check_id(name, claimed[0].name)
+        split = split_of(folder) or folder
         if split in manifests:
             raise DataError(f"{claimed[0].name}: two splits of {names} are called {split!r} here")
-        folder = root / check_id(name, claimed[0].name)
-        manifests[split] = _manifest(folder, split, arrow, tree)
+        manifests[split] = _manifest(root / folder, split, arrow, tree)
     return Source(NAME, root, in_order(manifests))
+
+
+def _list(path: Path, key: str) -> list[Any]:
+    value = json_value(read_text(path), str(path))
+    found = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(found, list):
+        raise DataError(f"{path}: needs a list {key!r}; the data set was not saved completely")
+    return found
 
 
 def _pyarrow() -> Any:
@@ -63,8 +69,9 @@ def _manifest(folder: Path, split: str, arrow: Any, tree: AudioTree) -> Manifest
     state = folder / "state.json"
     if not state.is_file():
         raise DataError(f"{folder}: has no state.json; the data set was not saved completely")
-    entries = json_value(read_text(state), state.name).get("_data_files") or []
-    files = [folder / check_id(entry["filename"], state.name) for entry in entries]
+    entries = _list(state, "_data_files")
+    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in entries]
+    files = [folder / check_id(name, str(state)) for name in names]
     clips = [clip for file in files for clip in _clips(file, split, arrow, tree)]
     return Manifest(state, len(clips), merge(clips, folder.name))
 
