@@ -79,7 +79,7 @@ def load_adapter(model: SAFEModel, folder: Path) -> None:
     """
     header = read_header(folder)
     _require_backbone(folder, header, model)
-    gate = header["outer_gate"]
+    gate = _gate_of(folder, header)
     own = _read_tensors(folder / "safe_adapter.safetensors")
     lora = {
         name.removeprefix(_PEFT_PREFIX): tensor
@@ -121,6 +121,19 @@ def _require_backbone(folder: Path, header: dict[str, Any], here: Backbone | SAF
             f"the adapter in {folder} was trained on backbone {trained_on['name']!r} "
             f"({trained_on['identity']}), not on {here.name!r} ({here.identity})"
         )
+
+
+def _gate_of(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
+    """The outer gate's state; raise CheckpointError unless it is one."""
+    gate: dict[str, Any] = header["outer_gate"]
+    counts = [gate.get(key) for key in ("warmup_step", "warmup_steps")]
+    value = gate.get("value")
+    if type(value) not in (int, float) or not all(type(c) is int and c >= 0 for c in counts):
+        raise CheckpointError(
+            f"{folder / 'safe_config.json'}: outer_gate is {gate!r}; it needs a number as value, "
+            "and warmup_step and warmup_steps of 0 or more"
+        )
+    return gate
 
 
 def _own_tensors(model: SAFEModel) -> dict[str, Tensor]:

@@ -79,7 +79,7 @@ class Retention:
         """Restore what :meth:`state` returned.
 
         Raises:
-            CheckpointError: it is the state of another retention variant or adapter.
+            CheckpointError: it is the state of another retention variant or adapter, or not finite.
         """
         expected = self.state()
         if odd := sorted(expected.keys() ^ state.keys()):
@@ -87,6 +87,12 @@ class Retention:
                 f"the saved retention state does not fit this run's: {len(odd)} tensors differ, "
                 f"{', '.join(odd[:3])}; resume with the retention.variant of the checkpoint"
             )
+        for name, tensor in expected.items():
+            if state[name].shape != tensor.shape or not state[name].isfinite().all():
+                raise CheckpointError(
+                    f"the saved retention state {name!r} has another shape than "
+                    f"{list(tensor.shape)} or holds NaN or infinity"
+                )
         for term in self.terms:
             for name, tensor in term.tensors.items():
                 term.tensors[name] = state[name].to(tensor)

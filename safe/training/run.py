@@ -9,9 +9,9 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from configs.errors import SafeError
+from configs.errors import CheckpointError, SafeError
 from configs.model_configs import CONFIGS
 from configs.overrides import dotted_fields
 from configs.schema import RunConfig
@@ -20,7 +20,14 @@ from safe.console import progress
 from safe.evaluation.evaluate import Evaluation, Evaluator, Progress
 from safe.models.adapter_files import load_adapter, save_pretrained
 from safe.training.callbacks import Callback
-from safe.training.checkpoint import latest_good, publish, set_aside, step_name, step_of
+from safe.training.checkpoint import (
+    checkpoints,
+    latest_good,
+    publish,
+    set_aside,
+    step_name,
+    step_of,
+)
 from safe.training.display import TrainingDisplay
 from safe.training.experiment import Experiment, prepare
 from safe.training.interrupt import Interrupt, Interrupted
@@ -37,7 +44,12 @@ from safe.training.run_files import (
     write_json,
 )
 from safe.training.stage_a import StageA, TrainingDiverged
-from safe.training.state import load_training_state, read_progress, save_training_state
+from safe.training.state import (
+    load_training_state,
+    read_progress,
+    read_tensors,
+    save_training_state,
+)
 
 _SAVE_SECONDS = 600.0
 """A checkpoint at least this often, besides one after every epoch."""
@@ -291,12 +303,21 @@ class _Training:
 
     def _restore(self) -> None:
         """Load the newest good checkpoint of the run, if it has one."""
-        trainer = self.trainer
         folder, self._evaluated = gather_object([(self._newest_checkpoint(), self._evaluated)])[0]
         if folder is None:
             return
+        try:
+            self._load(folder)
+        except SafeError as error:
+            older = [p.name for p in checkpoints(folder.parent) if p.name < folder.name]
+            hint = f"; rename {folder} to go on from {older[-1]}" if older else ""
+            raise CheckpointError(f"cannot go on from {folder}: {error}{hint}") from error
+
+    def _load(self, folder: Path) -> None:
+        """Put everything that a checkpoint holds into the training."""
+        trainer = self.trainer
         load_adapter(trainer.model, folder / ADAPTER_NAME)
-        trainer.retention.load_state(load_file(folder / "retention.safetensors"))
+        trainer.retention.load_state(read_tensors(folder / "retention.safetensors"))
         trainer.load_state(read_progress(folder))
         state = load_training_state(
             folder,

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 from torch.optim import AdamW
 
-from configs.errors import ModelError
+from configs.errors import CheckpointError, ModelError
 from configs.schema import OptimConfig
 from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionDataset, epoch_windows
@@ -181,10 +181,31 @@ class StageA:
         return {"position": asdict(self.position)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state`; the optimizer's tensors are restored by the caller."""
-        self.position = Position(**state["position"])
+        """Restore :meth:`state`; the optimizer's tensors are restored by the caller.
+
+        Raises:
+            CheckpointError: it is no position of this training.
+        """
+        self.position = self._checked(state.get("position"))
         if self.position.bad_in_a_row >= self.config.max_bad_steps:
             self.position.bad_in_a_row = 0  # it has stopped the run once; count anew
+
+    def _checked(self, saved: Any) -> Position:
+        names = asdict(Position()).keys()
+        if isinstance(saved, dict) and saved.keys() == names:
+            position = Position(**saved)
+            sound = all(type(value) is int and value >= 0 for value in saved.values())
+            if (
+                sound
+                and position.window < self.steps_per_epoch
+                and position.step == position.epoch * self.steps_per_epoch + position.window
+                and position.step <= self.total_steps
+            ):
+                return position
+        raise CheckpointError(
+            f"the checkpoint's position is {saved!r}, which is none of this run of "
+            f"{self.total_steps} steps, {self.steps_per_epoch} per epoch"
+        )
 
     def _backward(self, window: Sequence[Sequence[int]], tokens: int) -> Tensor:
         """Gradients of this process's share of the window; its part of the mean loss."""

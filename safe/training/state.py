@@ -101,8 +101,8 @@ def load_training_state(
             named), the state holds NaN or infinity, or there is no generator for this rank.
     """
     document = _read_document(folder / STATE_FILE)
-    tensors = _read_tensors(folder / OPTIMIZER_FILE)
-    rng = _rng_of(document["rng"], _read_tensors(folder / RNG_FILE), rank)
+    tensors = read_tensors(folder / OPTIMIZER_FILE)
+    rng = _rng_of(document["rng"], read_tensors(folder / RNG_FILE), rank)
     fill_optimizer(optimizer, dict(named_parameters), document["optimizer"], tensors)
     notes = restore_rng(rng)
     return TrainingState(document["scheduler_step"], document["progress"], tuple(notes))
@@ -155,7 +155,12 @@ def _read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
