@@ -28,6 +28,7 @@ from safe.models.audio_encoders import FrozenEncoder, load_audio_encoder
 from safe.models.audio_encoders import aisfx as aisfx_module
 from safe.models.audio_encoders import mel as mel_module
 from safe.models.audio_encoders.laion import audio_config, random_branch
+from safe.models.audio_encoders.local import LocalFeatures
 from safe.models.hub import EMBEDDED
 
 needs_aisfx = pytest.mark.skipif(
@@ -162,6 +163,26 @@ def test_long_clips_are_cropped_to_their_middle(encoder: FrozenEncoder) -> None:
     assert torch.equal(encoder.encode(clip), encoder.encode(middle))
 
 
+def test_local_features(encoder: FrozenEncoder) -> None:
+    """As many for every clip, in order of time, whatever stands beside it in the batch."""
+    local = LocalFeatures(encoder)
+    assert local.identity == f"{encoder.identity}+local"
+    assert (local.crop_rule, local.sample_rate) == ("center", encoder.sample_rate)
+    longest = int(encoder.max_seconds * encoder.sample_rate)
+    clips = noise(2, longest)
+    lengths = torch.tensor([longest, longest // 3])
+    found = local.encode(clips, lengths)
+    assert found.shape == (2, *local.shape) and local.shape == encoder.local_shape
+    assert found.dtype == torch.float32 and not found.requires_grad
+    alone = local.encode(clips[1:, : longest // 3])
+    # unit variance, not unit length: worst case measured 1e-6
+    torch.testing.assert_close(alone[0], found[1], rtol=0, atol=2e-5)
+    late = clips[:1].clone()
+    late[0, -longest // 10 :] = 0
+    change = (local.encode(late) - found[:1]).norm(dim=-1)[0]
+    assert change.argmax() >= 0.7 * len(change)
+
+
 def test_silence_and_short_clips_have_an_embedding(encoder: FrozenEncoder) -> None:
     for clip in (torch.zeros(1, 1), torch.zeros(1, 5000), torch.ones(1, 7)):
         assert bool(torch.isfinite(encoder.encode(clip)).all())
@@ -203,6 +224,17 @@ def test_bad_input(
 def test_unknown_names(name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         load_audio_encoder(name)
+
+
+def test_an_encoder_without_local_features(encoders: dict[str, FrozenEncoder]) -> None:
+    class Deaf(FrozenEncoder):
+        def _embed(self, clips: list[Tensor]) -> Tensor:
+            return torch.ones(len(clips), 512)
+
+    with pytest.raises(ModelError, match="audio encoder deaf has no local features; leave out"):
+        LocalFeatures(Deaf("deaf", "deaf@1", 8000, 1.0))
+    with pytest.raises(ModelError, match=r"waveform has shape \(9,\)"):
+        LocalFeatures(encoders["hf"]).encode(torch.zeros(9))
 
 
 # --- CLAP of transformers
@@ -310,10 +342,8 @@ def test_laion_checkpoints_that_do_not_fit(laion_state: dict[str, Tensor], tmp_p
         r"unexpected: audio_branch.extra\)",
     )
     refused({**laion_state, gone: torch.zeros(3)}, r"another shape: audio_branch.norm.bias\)")
-    refused(
-        {**laion_state, "module.audio_branch.patch_embed.mel_conv2d.weight": torch.zeros(1)},
-        "is a fusion checkpoint",
-    )
+    half = "module.audio_branch.patch_embed.fusion_model.local_att.0.bias"
+    refused({**laion_state, half: torch.zeros(16)}, r"missing: audio_branch.patch_embed.fusion_mo")
     refused({"module.text_branch.weight": torch.zeros(1)}, "no audio branch of HTSAT-tiny or")
     refused([1, 2], "a list, not a laion-clap checkpoint")
     refused({"state_dict": Path("a")}, "not a checkpoint that can be opened safely")

@@ -86,7 +86,7 @@ class LaionClap(FrozenEncoder):
 
     def _branch(self, clips: list[Tensor]) -> dict[str, Tensor]:
         device = next(self.parameters()).device
-        filled = [_fill(_as_16_bit(clip), self._clip_samples) for clip in clips]
+        filled = [_fill(as_16_bit(clip), self._clip_samples) for clip in clips]
         waves = torch.stack(filled).to(device)
         batch = {"waveform": waves}
         if self._fuses:
@@ -97,7 +97,8 @@ class LaionClap(FrozenEncoder):
         return heard
 
 
-def _as_16_bit(clip: Tensor) -> Tensor:
+def as_16_bit(clip: Tensor) -> Tensor:
+    """Round a clip towards zero to 16 bits, as the package does with NumPy audio."""
     return (clip.clamp(-1, 1) * _FULL_SCALE).to(torch.int16) / _FULL_SCALE
 
 

@@ -21,7 +21,7 @@ def load_audio_encoder(name: str) -> FrozenEncoder:
 
     Args:
         name: ``embedded`` (comes with the package), ``aisfx`` (after ``safe-train fetch aisfx``),
-            ``laion-clap:CHECKPOINT`` (a non-fusion .pt file of laion-clap), or ``hf:NAME`` (a
+            ``laion-clap:CHECKPOINT`` (a .pt file of laion-clap, fusion or not), or ``hf:NAME`` (a
             CLAP of transformers, folder or hub name).
 
     Raises:
