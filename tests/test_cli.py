@@ -34,7 +34,8 @@ def call(*words: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     "words",
     [("--help",), ("phase1", "--help"), ("evaluate", "--help"), ("data", "check", "--help"),
-     ("fetch", "--help"), ("plan", "--help"), ("rollback", "--help"), ("list",), ("show", "phase1"), ("phas1",)],
+     ("fetch", "--help"), ("plan", "--help"), ("rollback", "--help"), ("list",),
+     ("show", "phase1"), ("phas1",)],
     ids=" ".join,
 )  # fmt: skip
 def test_command_that_trains_nothing_imports_nothing_heavy(words: tuple[str, ...]) -> None:
