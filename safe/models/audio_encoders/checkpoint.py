@@ -1,6 +1,7 @@
 """Opening other people's .pt files without running anything that they contain."""
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,26 @@ def open_checkpoint(path: Path) -> Any:
     Raises:
         ModelError: no such file, damaged, or with objects other than tensors and numbers.
     """
+    if not path.is_file():  # a device would be read for ever
+        raise ModelError(f"no checkpoint {path}")
     try:
+        _check_sizes(path)
         with torch.serialization.safe_globals(_NUMPY_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ModelError(f"no checkpoint {path}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # a stranger's bytes may raise anything, MemoryError for one
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "damaged"
         raise ModelError(
             f"{path}: not a checkpoint that can be opened safely ({reason})"
         ) from error
+
+
+def _check_sizes(path: Path) -> None:
+    """Raise UnpicklingError for a zip that grows: torch stores its files uncompressed."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            declared = sum(member.file_size for member in archive.infolist())
+        if declared > path.stat().st_size:
+            raise pickle.UnpicklingError(f"its files would grow to {declared:,} bytes")
 
 
 def part_of(state: dict[str, Any], prefix: str) -> dict[str, Any]:
