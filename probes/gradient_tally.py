@@ -39,15 +39,17 @@ class GradientTally:
                 delta /= scale
             self.norms.append(precise_norm(delta))
             self.absent = False
-            if self.mean is None:
-                self.mean = torch.zeros_like(delta)
-            delta -= self.mean
-        if delta is None or self.mean is None:
+            if self.mean is not None:
+                delta -= self.mean
+        if delta is None:
             return
         count = len(self.norms)
-        distance = precise_norm(delta)
+        distance = self.norms[-1] if self.mean is None else precise_norm(delta)
         self.scatter += distance * distance * (count - 1) / count
-        self.mean.add_(delta, alpha=1 / count)
+        if self.mean is None:  # the mean of nothing, or of batches without a gradient, is zero
+            self.mean = delta if count == 1 else delta.div_(count)
+        else:
+            self.mean.add_(delta, alpha=1 / count)
 
     def take_mean(self) -> Tensor | None:
         """The mean, which is not kept any longer."""

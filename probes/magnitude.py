@@ -25,7 +25,7 @@ from probes.record import Record, Rows
 from probes.resolved_path import ResolvedPath
 from probes.session import Call, Session
 from probes.signal_tokens import SignalTokens
-from probes.statistics import Floats, TokenNorms, TokenPool, median, token_norms
+from probes.statistics import Floats, TokenNorms, TokenPool, percentile, token_norms
 
 
 def measure(context: Context) -> list[Record]:
@@ -208,12 +208,12 @@ class _Meter:
             if layer in self.after:
                 rows.add("fusion", "after_layer", self.after[layer], "layer", layer)
         for (statistic, layer), parts in sorted(self.ratios.items()):
-            values = np.concatenate(parts)
+            values = np.sort(np.concatenate(parts))
             if statistic != "contribution":
-                rows.add("fusion", statistic, median(values), "ratio", layer)
+                rows.add("fusion", statistic, percentile(values, 50), "ratio", layer)
                 continue
             for name, percent in (("p5", 5), ("median", 50), ("p95", 95)):
-                value = float(np.percentile(values, percent)) if values.size else float("nan")
+                value = percentile(values, percent)
                 rows.add("fusion", f"contribution_{name}", value, "ratio", layer)
 
 

@@ -71,16 +71,19 @@ class Session:
         self._in_backward = False
 
     def __enter__(self) -> "Session":
+        modules, parameters = list(self.model.modules()), list(self.model.parameters())
         with ExitStack() as stack:
             stack.callback(snapshot.keep_random_state())
-            stack.callback(snapshot.keep_training_flags(self.model))
-            stack.callback(snapshot.keep_buffers(self.model))
-            stack.callback(snapshot.keep_gradients(self.model))
-            stack.callback(snapshot.silence_gradient_hooks(self.model))
-            for parameter in self.model.parameters():
+            stack.callback(snapshot.keep_training_flags(modules))
+            stack.callback(snapshot.keep_buffers(modules))
+            stack.callback(snapshot.keep_gradients(parameters))
+            stack.callback(snapshot.silence_gradient_hooks(parameters))
+            for parameter in parameters:
                 parameter.grad = None
             if self.mode != "as_found":
-                self.model.train(self.mode == "train")
+                wanted = self.mode == "train"
+                if any(module.training != wanted for module in modules):
+                    self.model.train(wanted)
             self._stack = stack.pop_all()
         return self
 
@@ -164,7 +167,8 @@ class Session:
         if self._in_backward:
             return
         kind = next((t.device.type for t in call.tensors), "cpu")
-        plain = torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else nullcontext()
+        casting = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
+        plain = torch.autocast(kind, enabled=False) if casting else nullcontext()
         with torch.no_grad(), plain:
             look(call)
 

@@ -15,20 +15,21 @@ from torch import Tensor, nn
 Restore = Callable[[], None]
 
 
-def keep_training_flags(model: nn.Module) -> Restore:
-    """Remember every module's ``training`` flag ; they may differ from part to part."""
-    flags = [(module, module.training) for module in model.modules()]
+def keep_training_flags(modules: Iterable[nn.Module]) -> Restore:
+    """Remember each module's ``training`` flag; they may differ from part to part."""
+    flags = [(module, module.training) for module in modules]
 
     def restore() -> None:
         for module, training in flags:
-            module.training = training
+            if module.training != training:  # setting an attribute of a module is slow
+                module.training = training
 
     return restore
 
 
-def keep_gradients(model: nn.Module) -> Restore:
-    """Remember ``requires_grad`` and the gradients themselves (by reference) of every parameter."""
-    found = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+def keep_gradients(parameters: Iterable[nn.Parameter]) -> Restore:
+    """Remember ``requires_grad`` and the gradients themselves (by reference) of each parameter."""
+    found = [(p, p.requires_grad, p.grad) for p in parameters]
 
     def restore() -> None:
         for parameter, requires_grad, gradient in found:
@@ -39,12 +40,12 @@ def keep_gradients(model: nn.Module) -> Restore:
     return restore
 
 
-def silence_gradient_hooks(model: nn.Module) -> Restore:
+def silence_gradient_hooks(parameters: Iterable[nn.Parameter]) -> Restore:
     """Take away what the user runs when a gradient has arrived, above all steps of an optimizer.
 
     (``register_post_accumulate_grad_hook``; hooks that change a gradient are part of the model.)
     """
-    found = [(p, hooks) for p in model.parameters() if (hooks := p._post_accumulate_grad_hooks)]
+    found = [(p, hooks) for p in parameters if (hooks := p._post_accumulate_grad_hooks)]
     for parameter, _ in found:
         parameter._post_accumulate_grad_hooks = OrderedDict()
 
@@ -70,11 +71,11 @@ def keep_random_state() -> Restore:
     return restore
 
 
-def keep_buffers(model: nn.Module) -> Restore:
+def keep_buffers(modules: Iterable[nn.Module]) -> Restore:
     """Remember all buffers, by object and by value (batch statistics, rotary tables, counters)."""
     found = [
         (module, name, buffer, None if buffer is None else buffer.detach().clone())
-        for module in model.modules()
+        for module in modules
         for name, buffer in module._buffers.items()
     ]
 

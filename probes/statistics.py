@@ -20,6 +20,9 @@ SINK_RATIO = 20.0
 """A token is a sink when max|h| / RMS reaches this; impossible below hidden size 400."""
 _SAFE = (1e-15, 1e15)
 """Peaks within which float32 squares neither vanish nor overflow."""
+_RELIABLE = (1e-10, 1e30)
+"""Norms of which float32 squares have lost nothing: what vanished is too small to count, and what
+overflowed is infinite."""
 
 
 class TokenNorms(NamedTuple):
@@ -54,15 +57,18 @@ def token_norms(hidden: Tensor) -> TokenNorms:
     """The norms of hidden states [..., H], accumulated in float32 (float64 for float64).
 
     Nothing of the size of ``hidden`` is allocated, but for tokens whose squares would leave the
-    range of float32.
+    range of float32. One transfer brings both norms from an accelerator.
     """
     accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    peak = torch.linalg.vector_norm(hidden, torch.inf, dim=-1).double()
-    l2 = torch.linalg.vector_norm(hidden, dim=-1, dtype=accumulate).double()
-    extreme = (peak > 0) & peak.isfinite() & ((peak < _SAFE[0]) | (peak > _SAFE[1]))
+    norm = torch.linalg.vector_norm(hidden, dim=-1, dtype=accumulate)
+    # twenty times as fast as the norm of order infinity, which is not vectorised
+    largest = torch.maximum(hidden.amax(-1), -hidden.amin(-1)).to(accumulate)
+    l2, peak = torch.stack((norm, largest)).cpu().double().numpy()
+    extreme = ((peak > 0) & (peak < _SAFE[0])) | ((peak > _SAFE[1]) & (peak < np.inf))
     if extreme.any():
-        l2[extreme] = torch.linalg.vector_norm(hidden[extreme].double(), dim=-1)
-    return TokenNorms(l2.cpu().numpy(), peak.cpu().numpy(), hidden.shape[-1])
+        tokens = hidden[torch.from_numpy(extreme).to(hidden.device)].double()
+        l2[extreme] = torch.linalg.vector_norm(tokens, dim=-1).cpu().numpy()
+    return TokenNorms(l2, peak, hidden.shape[-1])
 
 
 def precise_norm(tensor: Tensor) -> float:
@@ -73,13 +79,12 @@ def precise_norm(tensor: Tensor) -> float:
     for a tensor of zeros.
     """
     tensor = tensor.detach()
-    if tensor.numel() == 0:
-        return 0.0
-    rows = tensor.reshape(-1, tensor.shape[-1]) if tensor.dim() > 1 else tensor.reshape(1, -1)
-    peak = float(torch.linalg.vector_norm(rows, torch.inf))
-    if rows.shape[0] == 1 or rows.dtype == torch.float64 or not _SAFE[0] <= peak <= _SAFE[1]:
-        return float(torch.linalg.vector_norm(rows, dtype=torch.float64))
-    return float(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).double().norm())
+    if 0 < tensor.numel() != tensor.shape[-1:].numel() and tensor.dtype != torch.float64:
+        rows = tensor.reshape(-1, tensor.shape[-1])
+        norm = float(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).double().norm())
+        if _RELIABLE[0] <= norm < _RELIABLE[1]:
+            return norm
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
 class TokenPool:
@@ -112,7 +117,8 @@ class TokenPool:
     def report(self, rows: Rows, component: str, layer: int | None) -> None:
         """Add the statistics: counts always, norms when there is an ordinary token."""
         norms = self.norms()
-        sinks, ordinary = norms.sinks, norms.ordinary
+        finite, sinks = norms.finite, norms.sinks
+        ordinary = finite & ~sinks
 
         def add(statistic: str, value: float, unit: str) -> None:
             rows.add(component, statistic, value, unit, layer)
@@ -120,23 +126,37 @@ class TokenPool:
         add("tokens", norms.l2.size, "tokens")
         add("excluded", self.excluded, "tokens")
         add("sinks", sinks.sum(), "tokens")
-        add("nonfinite", (~norms.finite).sum(), "tokens")
+        add("nonfinite", (~finite).sum(), "tokens")
         if sinks.any():
             add("sink_l2_median", median(norms.l2[sinks]), "L2/token")
         if not ordinary.any():
             return
-        l2 = norms.l2[ordinary]
+        l2 = np.sort(norms.l2[ordinary])
         for name, percent in (("p5", 5), ("median", 50), ("p95", 95)):
-            add(f"l2_{name}", float(np.percentile(l2, percent)), "L2/token")
-        add("rms_median", median(l2) / self.width**0.5, "RMS/element")
+            add(f"l2_{name}", percentile(l2, percent), "L2/token")
+        add("rms_median", percentile(l2, 50) / self.width**0.5, "RMS/element")
         add("max_abs", norms.peak[ordinary].max(), "amplitude")
-        add("l2_mean", l2.mean(), "L2/token")
-        naive = norms.l2[norms.finite].mean()
+        mean = l2.mean()
+        add("l2_mean", mean, "L2/token")
+        naive = norms.l2[finite].mean()
         add("l2_mean_with_sinks", naive, "L2/token")
-        if l2.mean() > 0:
-            add("sink_inflation", naive / l2.mean(), "ratio")
+        if mean > 0:
+            add("sink_inflation", naive / mean, "ratio")
 
 
 def median(values: Floats) -> float:
     """The median; NaN when there are no values or one of them is NaN."""
-    return float(np.median(values)) if values.size else float("nan")
+    return percentile(np.sort(values), 50)
+
+
+def percentile(ordered: Floats, percent: float) -> float:
+    """A percentile of ascending values, between two of them in proportion, as NumPy's are.
+
+    NaN when there are no values or one of them is NaN (which sorts last).
+    """
+    if not ordered.size or np.isnan(ordered[-1]):
+        return float("nan")
+    place = percent / 100 * (ordered.size - 1)
+    below = int(place)
+    low, share = float(ordered[below]), place - below
+    return low if share == 0 else low + share * (float(ordered[below + 1]) - low)
