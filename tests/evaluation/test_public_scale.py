@@ -1,14 +1,19 @@
 """A score's place among published ones: only for AudioCaps' test clips, and only in its sizes."""
 
+import io
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from configs.claims import BEST, CONSTANT, HUMAN, PUBLIC_SCALE, TRAINING_FREE
 from safe.evaluation.metrics import score
-from safe.evaluation.public_scale import place
+from safe.evaluation.public_scale import _neighbours, place
+from safe.summary import print_evaluation
 
 Captions = Mapping[str, list[str]]
 
@@ -75,8 +80,6 @@ def test_fewer_references_are_not_comparable(audiocaps_test: Captions) -> None:
 
 @given(st.floats(0, 1000))
 def test_neighbours_bracket_the_score(cider: float) -> None:
-    from safe.evaluation.public_scale import _neighbours
-
     above, below = _neighbours(cider)
     assert above is None or above.high < cider
     assert below is None or below.low > cider
@@ -96,3 +99,16 @@ def test_the_scale_agrees_with_what_can_be_measured_here(audiocaps_test: Caption
     rest = {clip: captions[:-1] for clip, captions in audiocaps_test.items()}
     people = score(last, rest, tokenizer="simple", metrics=("cider",)).cider
     assert people == pytest.approx(HUMAN, rel=0.1)
+
+
+def test_every_evaluation_says_it(tiny_run: Any) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    print_evaluation(tiny_run.evaluation, console)
+    assert isinstance(console.file, io.StringIO)
+    said = "not AudioCaps' test split: the public scale does not apply"
+    assert f"public scale: {said}" in console.file.getvalue()
+    saved = json.loads((tiny_run.folder / "evaluation.json").read_text())["public_scale"]
+    assert saved == {
+        "comparable": False, "clips": 5, "audiocaps_clips": 0, "above": None, "below": None,
+        "reason": said,
+    }  # fmt: skip
