@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from configs.errors import ModelError
 from configs.schema import FusionConfig
+from safe.models.placement import execution_device
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _QUANTIZED = {"Linear8bitLt": "is_loaded_in_8bit", "Linear4bit": "is_loaded_in_4bit"}
@@ -173,12 +174,24 @@ class FusionStack(nn.ModuleDict):
             if flag:
                 setattr(self, flag, True)
         inject_adapter_in_model(self.lora_config, self)
+        self._bring_back_offloaded()
         self._restore_trainables()
 
     def blocks(self) -> dict[int, FusionBlock]:
         """Fusion blocks by decoder layer index, in ascending order."""
         blocks = {int(key): cast(FusionBlock, block) for key, block in self.items()}
         return dict(sorted(blocks.items()))
+
+    def _bring_back_offloaded(self) -> None:
+        """Give a LoRA values where its base has none: PEFT makes it where the weights lie."""
+        for block in self.blocks().values():
+            for name in PROJECTIONS:
+                lora: Any = getattr(block, name)
+                device = execution_device(lora.base_layer)
+                if lora.lora_A["default"].weight.is_meta and device.type != "meta":
+                    for part in (lora.lora_A, lora.lora_B):
+                        part.to_empty(device=device)
+                    lora.reset_lora_parameters("default", True)
 
     def _restore_trainables(self) -> None:
         """Thaw the gates, which PEFT froze, and keep every trainable in float32."""
@@ -194,12 +207,12 @@ class FusionStack(nn.ModuleDict):
 
 def _random_like(base: Any) -> nn.Linear:
     """A frozen linear layer of the shape of ``base`` with variance-preserving random weights."""
-    weight = base.weight
+    weight, device = base.weight, execution_device(base)
     linear = nn.Linear(
         base.in_features,
         base.out_features,
         bias=False,
-        device=weight.device,
+        device=device,
         dtype=weight.dtype if weight.is_floating_point() else torch.bfloat16,
     )
     nn.init.normal_(linear.weight, std=base.in_features**-0.5)

@@ -19,6 +19,7 @@ from safe.models.backbones import Backbone
 from safe.models.build_projector import build_projector
 from safe.models.fusion_adapter import FusionStack
 from safe.models.layer_output import hidden_of, replace_hidden
+from safe.models.placement import execution_device
 from safe.models.projectors import AdaptiveAudioProjector
 
 IGNORED = -100
@@ -96,8 +97,7 @@ class SAFEModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where token ids must be: the device of the text embeddings."""
-        device: torch.device = self.backbone.get_input_embeddings().weight.device
-        return device
+        return execution_device(self.backbone.get_input_embeddings())
 
     def train(self, mode: bool = True) -> "SAFEModel":
         """Switch the trainable parts; the frozen backbone always stays in eval mode."""

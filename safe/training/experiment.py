@@ -155,7 +155,7 @@ def _dataset(split: Split, tokens: CaptionTokens, config: RunConfig) -> CaptionD
 
 
 def load(config: RunConfig, console: Console) -> Backbone:
-    """The backbone that ``config.model`` names; says when it has another prompt than asked."""
+    """The backbone that ``config.model`` names, and its prompt, printed."""
     model = config.model
     console.print(f"loading backbone {model.backbone} ({model.dtype})", markup=False)
     backbone = load_backbone(
@@ -166,6 +166,7 @@ def load(config: RunConfig, console: Console) -> Backbone:
     )
     if model.prompt is not None:
         backbone.prompt = model.prompt
+    console.print(f"  prompt: {backbone.prompt!r}", markup=False)
     return backbone
 
 

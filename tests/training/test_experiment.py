@@ -14,12 +14,13 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from configs.errors import DataError, ModelError
+from configs.errors import ConfigError, DataError, ModelError
 from configs.model_configs import get_config
 from configs.overrides import apply_values
 from configs.schema import RunConfig
 from safe.data.manifests import load_split
-from safe.models.audio_encoders import load_audio_encoder
+from safe.data.mapped_rows import MappedRows
+from safe.models.audio_encoders import FrozenEncoder, load_audio_encoder
 from safe.training import experiment as experiment_module
 from safe.training.experiment import Experiment, prepare, silence_embedding
 from safe.training.interrupt import Interrupt, Interrupted
@@ -189,3 +190,49 @@ def test_cheap_mistakes_are_found_before_the_backbone_is_loaded(
         prepared(make_tiny_config(tiny_data, data__root="nowhere"))
     with pytest.raises(ModelError, match="unknown audio encoder 'clap'"):
         prepared(make_tiny_config(tiny_data, model__audio_encoder="clap"))
+
+
+def test_the_prompt_is_printed(tiny_data: Path, make_tiny_config: ConfigMaker) -> None:
+    _, text = prepared(make_tiny_config(tiny_data))
+    assert "prompt: 'Describe the sound:\\n'" in text
+    _, text = prepared(make_tiny_config(tiny_data, model__prompt="What is that? "))
+    assert "prompt: 'What is that? '" in text
+
+
+LOCAL = {"model__projector__kind": "resampler", "model__audio_features": "local"}
+
+
+def test_local_features_stay_on_disk_and_set_the_width(
+    tiny_data: Path, make_tiny_config: ConfigMaker
+) -> None:
+    pooled, _ = prepared(make_tiny_config(tiny_data))
+    local, text = prepared(make_tiny_config(tiny_data, **LOCAL))
+    assert "model.audio_dim 512 -> 192: width of the local features of embedded" in text
+    assert isinstance(local.train.embeddings, MappedRows)
+    assert local.train.embeddings.shape == (22, 16, 192)
+    assert local.sounds.silence.shape == (16, 192)
+    batch = local.dataset.batch([3, 3, 0])
+    assert batch.audio.shape == (3, 16, 192) and torch.equal(batch.audio[0], batch.audio[1])
+    encoder = load_audio_encoder("embedded")
+    assert isinstance(encoder, FrozenEncoder) and encoder.model is not None
+    with torch.no_grad():  # what it averages is what the pooled embedding is made of
+        mean = torch.from_numpy(local.train.pooled)
+        again = torch.nn.functional.normalize(encoder.model.audio_projection(mean), dim=-1)
+    np.testing.assert_allclose(again.numpy(), pooled.train.embeddings, atol=1e-5)
+    with torch.no_grad():
+        assert local.model.audio_tokens(batch.audio)[0].shape == (3, 8, 192)
+
+
+def test_blind_control_of_local_features(tiny_data: Path, make_tiny_config: ConfigMaker) -> None:
+    deaf, _ = prepared(make_tiny_config(tiny_data, data__audio="mean", **LOCAL))
+    hearing, _ = prepared(make_tiny_config(tiny_data, **LOCAL))
+    mean = np.array(hearing.train.embeddings).mean(axis=0)
+    for row in np.asarray(deaf.test.embeddings):
+        np.testing.assert_allclose(row, mean, rtol=1e-4, atol=1e-6)
+
+
+def test_a_width_that_was_set_is_not_changed(
+    tiny_data: Path, make_tiny_config: ConfigMaker
+) -> None:
+    with pytest.raises(ConfigError, match=r"audio_dim = 512: the local features .* are 192 wide"):
+        prepared(make_tiny_config(tiny_data, **LOCAL), {"model.audio_dim"})
