@@ -41,7 +41,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         content = yaml.load(text, _TextLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the config file {path}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the config file {path} must hold a mapping of keys to values")

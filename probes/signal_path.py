@@ -140,8 +140,13 @@ class SignalPath:
         for key in ("signal", "signal_input", "encoder", "text_embeddings", "head"):
             if not isinstance(data.get(key, ""), str | None):
                 raise PathError(f"{key}: must be a name, got {data[key]!r}")
-        values = dict(data)
-        values["knobs"] = tuple(values.get("knobs", ()))
+        knobs = data.get("knobs", ())
+        if not (isinstance(knobs, list | tuple) and all(isinstance(k, str) for k in knobs)):
+            raise PathError(f"knobs: must be a list of names, got {knobs!r}")
+        scale = data.get("scale")
+        if isinstance(scale, bool) or not isinstance(scale, str | float | int | None):
+            raise PathError(f"scale: must be a name or a number, got {scale!r}")
+        values = {**data, "knobs": tuple(knobs)}
         if values.get("gates") is not None:
             values["gates"] = _gate_path(values["gates"])
         return cls(**values)
@@ -157,7 +162,7 @@ class SignalPath:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise PathError(f"cannot read the signal path {path}: {error.strerror}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date, 1000 [
             raise PathError(f"{path} is not YAML: {error}") from None
         if not isinstance(data, dict):
             raise PathError(f"{path} must hold keys and values, such as 'projector: model.proj'")
@@ -182,7 +187,10 @@ def _check_per_layer(what: str, value: Any) -> None:
                 f"{what}: {value!r} must have {{layer}} in the place of the layer's number, "
                 "or be a mapping from decoder layer to name"
             )
-    elif not (isinstance(value, Mapping) and all(type(k) is int for k in value)):
+    elif not (
+        isinstance(value, Mapping)
+        and all(type(layer) is int and isinstance(name, str) for layer, name in value.items())
+    ):
         raise PathError(f"{what}: must be a name with {{layer}} or a mapping from layer to name")
 
 
@@ -195,6 +203,10 @@ def _gate_path(value: Any) -> GatePath:
     if unknown:
         raise PathError(f"gates: unknown key {min(unknown)!r}; allowed: name, clamp, transform")
     clamp = value.get("clamp", (None, None))
-    if not isinstance(clamp, list | tuple) or len(clamp) != 2:
+    if (
+        not isinstance(clamp, list | tuple)
+        or len(clamp) != 2
+        or not all(isinstance(end, float | int | None) for end in clamp)
+    ):
         raise PathError(f"gates: clamp must be [low, high], got {clamp!r}")
     return GatePath(value["name"], clamp[0], clamp[1], value.get("transform", "none"))
