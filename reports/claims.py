@@ -33,7 +33,7 @@ PLANNED_BYTES = 31_205_000_000
 """What ``safe-probe params --config phase1`` plans; to three digits."""
 _RECORD = (
     "AudioCaps test split: constant caption measured on its references, ZerAuCap (2023), SLAM-AAC "
-    "(2024), people against each other measured on the references"
+    "(2024), people against each other (AudioCaps, NAACL 2019)"
 )
 _ARITHMETIC = "arithmetic: `python3 configs/model_configs.py`"
 _COUNT = "counted: `safe-probe params --config phase1`"
