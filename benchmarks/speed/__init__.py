@@ -1,0 +1,1 @@
+"""What probes, training steps and commands cost, as ratios inside one run."""

@@ -1,0 +1,96 @@
+"""``python -m benchmarks.speed``: what probes, training steps and commands cost, as ratios."""
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.speed.accuracy import errors, kept_bytes
+from benchmarks.speed.commands import Seconds, check_command, params_command, quick_commands
+from benchmarks.speed.layer_peers import LIBRARIES
+from benchmarks.speed.pairs import Ratio
+from benchmarks.speed.subjects import available, subject
+from benchmarks.speed.tables import probe_tables
+from benchmarks.speed.training import training_tables
+from safe.fetch import is_fetched
+
+PARTS = ("probes", "training", "commands")
+_LARGE_PAIRS = 7
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print every table of the parts asked for; 0, whatever was reached."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; or all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch (default 1)")
+    parser.add_argument("--backbone", choices=available(), help="only this one (default: all)")
+    parser.add_argument("--run", type=Path, help="a finished run, to time `safe-probe report`")
+    args = parser.parse_args(argv)
+    unknown = set(args.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no part {min(unknown)!r}; there are {', '.join(PARTS)}")
+    parts = args.parts or list(PARTS)
+    torch.set_num_threads(args.threads)
+    about = _about(args.threads)
+    print(" ".join(f"{name} {value}" for name, value in about.items()))
+    names = [args.backbone] if args.backbone else available()
+    found: list[dict[str, Any]] = []
+    accuracy: dict[str, Any] = {}
+    if "probes" in parts:
+        accuracy = {"relative errors": errors(), "bytes kept": kept_bytes()}
+        print(json.dumps(accuracy, indent=2))
+        for name in names:
+            found += _show(probe_tables(subject(name)))
+    if "training" in parts:
+        for name in names:
+            encoder = "aisfx" if name != "embedded" and is_fetched("aisfx") else "embedded"
+            found += _show(training_tables(subject(name), encoder, _LARGE_PAIRS))
+    if "commands" in parts:
+        found += _show([params_command()])
+        found += _show_seconds([*quick_commands(args.run), check_command()])
+    if args.json:
+        whole = {"about": about, "accuracy": accuracy, "figures": found}
+        args.json.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _about(threads: int) -> dict[str, Any]:
+    versions = {name: _version(name) for name in ("torch", "transformers", "numpy", *LIBRARIES)}
+    return {"python": platform.python_version(), **versions, "threads": threads}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _show(tables: Iterable[list[Ratio]]) -> list[dict[str, Any]]:
+    found = []
+    for table in tables:
+        print(f"\n1x = {table[0].table}")
+        for ratio in table:
+            print(ratio, flush=True)
+        found += [ratio.to_json() for ratio in table]
+    return found
+
+
+def _show_seconds(commands: Iterable[Seconds]) -> list[dict[str, Any]]:
+    print("\ncommands, each in a new process")
+    found = []
+    for command in commands:
+        print(command, flush=True)
+        found.append(command.to_json())
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

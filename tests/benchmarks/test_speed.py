@@ -1,0 +1,115 @@
+"""A tenfold mistake in what the probes cost is caught; nothing is timed against a clock.
+
+Bounds are generous: ratios of CPU time inside one run, several times what is measured (see
+docs/benchmarks.md), because the machine may be busy.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.speed import layer_peers
+from benchmarks.speed.accuracy import errors, kept_bytes
+from benchmarks.speed.gradients import gradient_ways, ledger
+from benchmarks.speed.layer_norms import in_one_forward, of_states, states_of
+from benchmarks.speed.pairs import Ratio, take_turns
+from benchmarks.speed.subjects import Subject, subject
+from benchmarks.speed.training import WAYS, Bench, same_losses
+
+PAIRS = 3
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Subject:
+    return subject("embedded")
+
+
+@pytest.fixture(scope="module")
+def inputs(embedded: Subject) -> dict[str, torch.Tensor]:
+    ids = embedded.ids(8, 64)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def test_statistics_of_every_layer_hardly_show_in_a_forward_pass(
+    embedded: Subject, inputs: dict[str, torch.Tensor]
+) -> None:
+    def bare() -> None:
+        with torch.no_grad():
+            embedded.lm(**inputs)
+
+    ways = {"ours": lambda: in_one_forward(embedded, inputs)}
+    _, ours = take_turns("bare", bare, ways, pairs=PAIRS)
+    assert ours.ratio < 2.0, ours  # measured: below 1.15
+
+
+def test_statistics_cost_a_few_plain_norms() -> None:
+    states = [torch.randn(8, 64, 576) for _ in range(30)]
+    inputs = {"input_ids": torch.ones(8, 64, dtype=torch.long)}
+    out = torch.empty(8, 64)
+
+    def plain() -> None:
+        for state in states:
+            torch.linalg.vector_norm(state, dim=-1, out=out)
+
+    ways = {"ours": lambda: of_states(states, inputs)}
+    _, ours = take_turns("norms", plain, ways, pairs=PAIRS)
+    assert ours.ratio < 15.0, ours  # measured: 4; four statistics one by one: 40
+
+
+def test_the_gradient_ledger_costs_as_much_as_the_gradients_it_looks_at() -> None:
+    model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))
+    batch = torch.randn(64, 512)
+
+    def backward() -> None:
+        model.zero_grad(set_to_none=True)
+        model(batch).square().sum().backward()
+
+    ways, name = gradient_ways(model, backward)
+    found = {ratio.name: ratio for ratio in take_turns("backward", backward, ways, pairs=PAIRS)}
+    assert found[name].ratio < 3.0, found[name]
+    expected = [float(p.grad.double().norm()) for p in model.parameters() if p.grad is not None]
+    assert ledger(list(model.parameters())) == pytest.approx(expected, rel=1e-6)
+
+
+def test_speed_costs_no_accuracy_and_no_memory() -> None:
+    found = errors()
+    assert found["token norms"] < 1e-6 and found["gradient norm, 28M elements"] < 1e-6
+    small, large = kept_bytes().values()
+    assert large < small + 30 * 448 * 100  # 100 bytes for each further token of a layer
+
+
+def test_everybody_measures_the_same(embedded: Subject, inputs: dict[str, torch.Tensor]) -> None:
+    states = states_of(embedded, inputs)
+    medians = [r.value for r in in_one_forward(embedded, inputs) if r.statistic == "l2_median"]
+    true = [float(np.median(state.double().norm(dim=-1))) for state in states]
+    assert medians == pytest.approx(true, rel=1e-5)
+    ways = layer_peers.peers(embedded, inputs)
+    for name in ("hooks with torch.norm", "output_hidden_states, then norms"):
+        norms = ways[name]()
+        last = -1 if "hidden" in name else None  # that one comes after the final norm
+        for norm, state in zip(norms[:last], states[:last], strict=True):
+            assert torch.allclose(norm, state.norm(dim=-1))
+
+
+def test_every_way_to_train_has_the_same_loss_and_gradient(embedded: Subject) -> None:
+    bench = Bench(embedded, "embedded")
+    gradients = []
+    for way in WAYS.values():
+        bench.plain_backward(way)
+        parameters = bench.trainer.parameters.values()
+        gradients.append([p.grad.clone() for p in parameters if p.grad is not None])
+        bench.trainer.optimizer.zero_grad()
+    for other in gradients[1:]:
+        for one, two in zip(gradients[0], other, strict=True):
+            assert torch.allclose(one, two, rtol=1e-2, atol=1e-5)
+    assert len(set(same_losses(bench))) == len(WAYS) + 1
+
+
+def test_a_ratio_knows_whether_its_goal_is_reached() -> None:
+    ratio = Ratio("base", "work", 1.2, 1.1, 1.3, 5.0, 9)
+    assert ratio.reached is None and "goal" not in str(ratio)
+    assert Ratio("base", "work", 1.2, 1.1, 1.3, 5.0, 9, 1.25).reached
+    slow = Ratio("base", "work", 1.2, 1.1, 1.3, 5.0, 9, 3.0, at_least=True)
+    assert slow.reached is False and "NOT REACHED" in str(slow)
+    assert slow.to_json()["reached"] is False
