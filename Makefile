@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SPEC := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint faults fix clean
+.PHONY: help demo test lint trust faults fix clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ lint: $(VENV)/.test ## linters, types and import contract only
 	@$(BIN)/ruff format --quiet --check
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports > $(VENV)/lint-imports.txt || { cat $(VENV)/lint-imports.txt; exit 1; }
+
+trust: $(VENV)/.test ## the long form of tests/trust: kills, full disks, damage, fuzzing, leaks (about an hour)
+	@$(BIN)/python -m pytest -q -m trust tests/trust
 
 faults: $(VENV)/.run ## plant every known fault and build every healthy set-up: what is found? (some minutes)
 	@$(BIN)/python -m benchmarks.faults

@@ -57,7 +57,7 @@ def test_no_strangers_code(repo_root: Path, figure: Any) -> None:
 
 IMPORT_ALL = """
 import sys
-from trials.workshop import attempts, refuse_network
+from trials.network import attempts, refuse_network
 sys.addaudithook(refuse_network)
 import importlib, pkgutil
 count = 0
@@ -70,6 +70,7 @@ print(count, len(attempts))
 """
 
 
+@pytest.mark.trust
 @pytest.mark.slow
 def test_no_network_at_import(repo_root: Path, figure: Any) -> None:
     path = os.pathsep.join([str(repo_root), str(repo_root / "tests" / "trust")])

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
+from configs.errors import ModelError
 from configs.overrides import dotted_fields
 from configs.schema import RunConfig
 from safe.training.experiment import prepare
@@ -109,8 +110,11 @@ def sites(config: dict[str, Any]) -> dict[str, Any]:
             with spoil(value):
                 before = {n: p.detach().clone() for n, p in trainer.parameters.items()}
                 bad = trainer.position.skipped
-                trainer.advance()
-                skip = trainer.position.skipped - bad
+                try:
+                    trainer.advance()
+                    skip = trainer.position.skipped - bad
+                except ModelError:  # embeddings are looked at before they are used
+                    skip = 1
                 same = all(torch.equal(p.nan_to_num(7.0), before[n].nan_to_num(7.0))
                            for n, p in trainer.parameters.items())  # fmt: skip
             finite = all(bool(p.isfinite().all()) for p in trainer.parameters.values())

@@ -1,13 +1,16 @@
 """Known bugs, put back into the program by name: the trials must notice each of them."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from safe.training import checkpoint
 from safe.training.checkpoint_manifest import write_manifest
+from safe.training.locks import FileLock
 
 
 def in_place_save() -> None:
@@ -42,6 +45,77 @@ def temp_never_swept() -> None:
     checkpoint.sweep = lambda _parent: []
 
 
+def generators_not_restored() -> None:
+    """A resumed run draws other random numbers."""
+    from safe.training import state
+
+    state.restore_rng = lambda _state: []
+
+
+def nan_is_a_number() -> None:
+    """A step is taken whatever its loss and gradient are."""
+    from safe.training import stage_a
+
+    stage_a.math = SimpleNamespace(  # type: ignore[assignment]
+        isfinite=lambda _: True, hypot=math.hypot, ceil=math.ceil, cos=math.cos, pi=math.pi
+    )
+
+
+def raw_pickle() -> None:
+    """A stranger's file is unpickled."""
+    import torch
+
+    load = torch.load
+    torch.load = lambda *args, **options: load(*args, **options | {"weights_only": False})
+
+
+def hooks_stay() -> None:
+    """What a session did to the model is not undone."""
+    from probes.session import Session
+
+    Session.__exit__ = lambda *_: None  # type: ignore[method-assign]
+
+
+def stale_lock() -> None:
+    """A lock is a file that is there, and a dead owner never takes it away."""
+    from safe.training import run_lock
+
+    def try_lock(path: Path) -> FileLock | None:
+        if path.exists() and path.read_text():
+            return None
+        return FileLock(os.open(path, os.O_RDWR | os.O_CREAT))
+
+    run_lock.try_lock = try_lock
+
+
+def line_ends_in_captions() -> None:
+    """A carriage return in a caption reaches the tokenizer, which reads a caption per line."""
+    from safe.evaluation import text
+
+    text.clean_caption = lambda caption: caption
+
+
+def truncated_audio() -> None:
+    """Half a sound file counts as a whole one."""
+    from safe.data import audio
+
+    audio._check_complete = lambda *_: None
+    audio._check_wav_size = lambda *_: None
+
+
+def paths_outside() -> None:
+    """A manifest may name any file."""
+    from safe.data import audio_files, rows
+
+    rows.relative_path = lambda value, _place: value
+    audio_files.AudioFiles.named = lambda self, name: (self.root / name, False)  # type: ignore
+
+
 PATCHES: dict[str, Callable[[], None]] = {
-    patch.__name__: patch for patch in (in_place_save, remove_then_rename, temp_never_swept)
-}
+    patch.__name__: patch
+    for patch in (
+        in_place_save, remove_then_rename, temp_never_swept, generators_not_restored,
+        nan_is_a_number, raw_pickle, hooks_stay, stale_lock, line_ends_in_captions,
+        truncated_audio, paths_outside,
+    )
+}  # fmt: skip

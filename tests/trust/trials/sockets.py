@@ -4,7 +4,7 @@ import socket
 import urllib.error
 import urllib.request
 
-from trials import workshop
+from trials.network import attempts
 
 
 def reach_out() -> dict[str, int]:
@@ -19,6 +19,6 @@ def reach_out() -> dict[str, int]:
             way()
         except (PermissionError, urllib.error.URLError):
             refused += 1
-    refused = min(refused, len(workshop.attempts))
-    workshop.attempts.clear()
+    refused = min(refused, len(attempts))
+    attempts.clear()
     return {"refused": refused}

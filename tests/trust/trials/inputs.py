@@ -1,0 +1,74 @@
+"""Captions, sounds, manifests and strangers' files that have deceived other programs."""
+
+import json
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from configs.errors import MetricError, ModelError, SafeError
+from safe.data.audio import decode
+from safe.data.manifests import load_split
+from safe.data.problems import AudioProblem
+from safe.evaluation import text
+from safe.models.audio_encoders.checkpoint import open_checkpoint
+from trials import foreign
+
+
+def captions() -> dict[str, int]:
+    """Tokenize captions with line ends by a stand-in for PTB that reads one caption per line."""
+    text.java_available = lambda: True
+    text._run_ptb = lambda given: "".join(f"{line}\n" for line in given.lower().splitlines())
+    spoken = {"a": ["one\rtwo"], "b": ["three\u2028four", "five"], "c": ["six\x85"]}
+    expected = {"a": ["one two"], "b": ["three four", "five"], "c": ["six"]}
+    try:
+        return {"shifted": int(text.tokenize(spoken, "ptb") != expected)}
+    except MetricError:
+        return {"shifted": 1}
+
+
+def truncated(folder: str) -> dict[str, int]:
+    """Decode the first half of a sound file."""
+    file = Path(folder, "a.wav")
+    soundfile.write(file, np.sin(np.arange(32000) / 9), 16000)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    try:
+        decode(file, 16000, 10.0)
+    except AudioProblem:
+        return {"accepted": 0}
+    return {"accepted": 1}
+
+
+def traversal(folder: str) -> dict[str, int]:
+    """Name files outside the data folder in a manifest."""
+    root, outside = Path(folder, "data"), 0
+    root.mkdir()
+    secret = Path(folder, "secret.wav")
+    secret.write_bytes(b"RIFF")
+    for name in ("../secret.wav", str(secret), "train/../../secret.wav", "..\\secret.wav"):
+        entry = {"id": "x", "caption": "a dog", "audio": name}
+        (root / "train.json").write_text(json.dumps([entry]))
+        try:
+            found = load_split(root, "train")[0].path
+        except SafeError:
+            continue
+        outside += found is not None and root.resolve() not in found.resolve().parents
+    return {"outside": outside}
+
+
+def pickles(folder: str) -> dict[str, int]:
+    """Open strangers' checkpoints that touch a canary when they are unpickled."""
+    warnings.simplefilter("ignore")
+    canary, touched = Path(folder, "canary"), 0
+    file = Path(folder, "a.pt")
+    for name, content in foreign.files(canary):
+        if not name.startswith(("reduce-exec", "reduce-open", "reduce-eval")):
+            continue
+        file.write_bytes(content)
+        with suppress(ModelError):
+            open_checkpoint(file)
+        touched += canary.exists()
+        canary.unlink(missing_ok=True)
+    return {"touched": touched}
