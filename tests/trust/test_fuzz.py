@@ -61,13 +61,13 @@ def fuzz(
     @given(cases)
     def one(case: Any) -> None:
         nonlocal slowest
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             use(case)
             count["taken"] += 1
         except (SafeError, AudioProblem):
             count["refused"] += 1
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         slowest = max(slowest, seconds)
         assert seconds < SECONDS
 

@@ -26,7 +26,7 @@ def test_foreign_checkpoints(figure: Any, tmp_path: Path) -> None:
     wrong: list[str] = []
     for name, content in files(canary):
         path.write_bytes(content)
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             open_checkpoint(link if count % 2 else path)
             if name not in HARMLESS:
@@ -36,7 +36,7 @@ def test_foreign_checkpoints(figure: Any, tmp_path: Path) -> None:
                 wrong.append(f"{name}: {error}")
         except Exception as error:
             wrong.append(f"{name}: {error!r}")
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.process_time() - start)
         count += 1
         assert not canary.exists() and set(os.listdir(tmp_path)) == before, name
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
