@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "safe-probe.diagnosis"
 SCHEMA_VERSION = 1
-_REFUSED, _FAILED = 1, 2
+_REFUSED, _MODEL_FAILED, _PROBE_FAILED = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,7 @@ def _measure(
 ) -> Iterator[Record]:
     """The records of all probes; one that cannot measure gives a record of that and its reason."""
     missed = Rows("diagnosis", context.step)
+    failed: list[str] = []
     for name, measure in probes.items():
         progress(name)
         try:
@@ -205,5 +206,25 @@ def _measure(
             missed.add(name, "not_measured", _REFUSED, "code")
         except Exception as error:  # the model's own code: the other probes may still tell why
             reasons[name] = f"{type(error).__name__}: {error}"
-            missed.add(name, "not_measured", _FAILED, "code")
+            failed.append(name)
+    code = _PROBE_FAILED if failed and _runs(context) else _MODEL_FAILED
+    for name in failed:
+        missed.add(name, "not_measured", code, "code")
     yield from missed.records
+
+
+def _runs(context: Context) -> bool:
+    """Whether the model takes its batches as they are: forward, and one backward in training."""
+    try:
+        with context.session() as session:
+            for batch in context.batches:
+                session.forward(batch)
+        if context.batches and context.has_loss:
+            batch = context.batches[0]
+            with context.session("train") as session:
+                loss = context.loss_fn(session.forward(batch, grad=True), batch)
+                if loss.requires_grad:
+                    session.backward(loss)
+    except Exception:  # the model's own code
+        return False
+    return True

@@ -47,7 +47,8 @@ def measure(context: Context) -> list[Record]:
     if prompts is None or not callable(getattr(context.path.model, "generate", None)):
         return []
     with context.session() as session:
-        hearing = _Hearing(session, prompts, special_tokens(context.path.model).pad or 0)
+        pad = special_tokens(context.path.model).pad or 0
+        hearing = _Hearing(session, prompts, pad, context.path.spec.splice)
         greedy = hearing.generate(1)
         if greedy is None:
             return []
@@ -101,21 +102,30 @@ class _Heard(NamedTuple):
 class _Hearing:
     """Generates, and asks ``forward`` about the same tokens."""
 
-    def __init__(self, session: Session, prompts: _Prompts, pad: int) -> None:
+    def __init__(
+        self, session: Session, prompts: _Prompts, pad: int, splice: int | str | None
+    ) -> None:
         self.session, self.prompts, self.pad = session, prompts, pad
+        self.placeholder = splice if isinstance(splice, int) else None
 
     def generate(self, beams: int) -> _Result | None:
         """The result of a search, or None when it fails or does not tell its logits."""
         ids, mask = self._padded(self.prompts.ids, left=True)
         batch = self.prompts.rest.with_inputs(input_ids=ids, attention_mask=mask)
+        # a placeholder too many, and forward() refuses the text that generate() wrote
+        forbidden = {} if self.placeholder is None else {"suppress_tokens": [self.placeholder]}
         try:
             output = self.session.generate(
                 batch, num_beams=beams, do_sample=False, max_new_tokens=STEPS, min_new_tokens=STEPS,
                 output_logits=True, return_dict_in_generate=True, pad_token_id=self.pad,
+                **forbidden,
             )  # fmt: skip
         except Exception:  # the model's own code; what it cannot do is not measured
             return None
-        return _read(output, ids, beams)
+        result = _read(output, ids, beams)
+        if result is not None and self.placeholder in result.new.unique().tolist():
+            return None
+        return result
 
     def compare(self, row: int, result: _Result) -> _Heard:
         """The distances of one text."""

@@ -92,7 +92,9 @@ class _Meter:
         mask = self.batch.inputs.get("attention_mask")
         whole = torch.ones_like(ids, dtype=torch.bool)
         kept = whole if mask is None or mask.dim() != 2 else mask.bool().to(ids.device)
-        return (kept & (ids != self.splice) if isinstance(self.splice, int) else kept), ~kept
+        # no placeholder may come or go: the model counts them
+        words = ids != self.splice if isinstance(self.splice, int) else whole
+        return kept & words, ~kept & words
 
     def _middle(self) -> Tensor:
         """[B] place of the token that the middle of each text's outputs predicts."""

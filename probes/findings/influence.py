@@ -134,8 +134,8 @@ def _random(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
 
 @INFLUENCE.rule(
     "SP420", "A probe could not measure", Link.INFLUENCE, Severity.NOTE,
-    what="Probes that were asked for and gave no records: what they need is missing (a note), or "
-    "the model failed under them (an error).",
+    what="Probes that were asked for and gave no records: what they need is missing (a note), they "
+    "failed on a model that takes its batches (a warning), or the model itself fails (an error).",
     why="What was not measured is unknown, not healthy.",
     expected="every probe that was asked for",
     source="definition of a check",
@@ -145,6 +145,9 @@ def _not_measured(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     for r in facts.all("diagnosis", "not_measured"):
         if r.value == 2:
             yield Hit(r.component, None, "the model failed while it ran", Severity.ERROR)
+        elif r.value == 3:
+            measured = "the probe failed; the model itself takes these batches"
+            yield Hit(r.component, None, measured, Severity.WARNING)
         elif r.value == 1:
             yield Hit(r.component, None, "what it needs is missing")
 

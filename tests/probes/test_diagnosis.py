@@ -161,6 +161,29 @@ def test_a_failing_model_is_an_error_not_a_crash(toy: Any, look: Callable[..., D
     assert diagnosis.failed and "SP420" in errors(diagnosis)
 
 
+def test_a_failing_probe_is_no_error_of_the_model(
+    look: Callable[..., Diagnosis], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_context: Any) -> None:
+        raise ValueError("the probe asked for something strange")
+
+    monkeypatch.setattr("probes.independence.measure", fail)
+    diagnosis = look()
+    found = [f for f in diagnosis.findings if f.code == "SP420"]
+    assert [(f.component, f.severity) for f in found] == [("independence", Severity.WARNING)]
+    assert not errors(diagnosis) and "strange" in diagnosis.not_measured["independence"]
+
+
+def test_a_model_that_fails_in_training_only_is_an_error(
+    toy: Any, look: Callable[..., Diagnosis]
+) -> None:
+    forward = toy.adapter.cross["1"].forward
+    toy.adapter.cross["1"].forward = lambda *a, **k: (
+        1 / 0 if toy.training else forward(*a, **k)  # type: ignore[return-value]
+    )
+    assert "SP420" in errors(look())
+
+
 def test_an_interrupt_is_not_swallowed(toy: Any, look: Callable[..., Diagnosis]) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

@@ -156,3 +156,25 @@ def test_one_clip_or_one_for_all_is_not_enough(make_safe: Any, three: Inputs) ->
     one = {name: x[:1] for name, x in three.items()}
     same = {**three, "audio": three["audio"][:1].expand(3, -1).clone()}
     assert len(_measure(model, one)) == 0 and len(_measure(model, same)) == 0
+
+
+def _wants_placeholders(llava: Any) -> None:
+    """An output layer that says the image token after everything, as an untrained one may."""
+    head = llava.get_output_embeddings()
+    head.register_forward_hook(
+        lambda _m, _a, out: out + 50.0 * (torch.arange(out.shape[-1]) == 3).to(out.dtype)
+    )
+
+
+def test_a_model_that_would_write_a_placeholder(llava: Any, llava_inputs: Inputs) -> None:
+    _wants_placeholders(llava)
+    log = _measure(llava, llava_inputs, signal="vision")
+    assert not _codes(log)
+    assert log.value(component="generate:greedy", statistic="tokens") == 2 * generation.STEPS
+
+
+def test_a_generate_that_writes_placeholders_nevertheless(llava: Any, llava_inputs: Inputs) -> None:
+    _wants_placeholders(llava)
+    original = llava.generate
+    llava.generate = lambda **asked: original(**{**asked, "suppress_tokens": None})
+    assert len(_measure(llava, llava_inputs, signal="vision")) == 0

@@ -151,3 +151,10 @@ def test_noise_in_evaluation_is_not_taken_for_a_leak(
     forward = toy.lm.head.forward
     toy.lm.head.forward = lambda hidden: forward(hidden + 0.5 * torch.randn_like(hidden))
     assert not _codes(_measure(toy, [make_batch()], toy_path)) & CODES
+
+
+def test_placeholders_that_are_masked_are_no_padding(llava: Any, llava_inputs: Inputs) -> None:
+    """The model counts its placeholders: none may be exchanged."""
+    masked = llava_inputs["attention_mask"] * (llava_inputs["input_ids"] != 3)
+    log = _measure(llava, [{**llava_inputs, "attention_mask": masked}], signal="vision")
+    assert log.value(component="text:padding", statistic="changed") == 0
