@@ -18,7 +18,9 @@ is entered once, under its owner.
   whether the step changed a bit; where the gradient is None or zero ``explained``, a code of
   :class:`~probes.ledger.Reason`.
 - Components: ``none``, ``zero``, ``finite``, ``nonfinite``, how many trainable tensors are in that
-  state; ``moved_share`` of these tensors; ``deadlock``, 1 when zeros in it wait for each other.
+  state; ``moved_share`` of these tensors; ``deadlock``, 1 when zeros in it wait for each other;
+  ``downhill``, cosine between minus the gradient and a step of the given optimizer that forgets
+  what it remembers and its weight decay (1: SGD, below 0: uphill).
 - Whole components (no layer) of float32 and float64 models, where finite differences of the first
   batch's loss can tell: ``slope``, measured slope along the gradient / its norm (1: right, 0: not
   the gradient of this loss, -1: reversed); ``slope_mismatch``, measured minus expected slope along
@@ -31,9 +33,11 @@ is entered once, under its owner.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-from torch.optim import AdamW
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
 from probes.batch import Batch
 from probes.cold_start import ColdStart
@@ -103,6 +107,17 @@ def measure(
     return rows.records
 
 
+class _Fresh(NamedTuple):
+    """One step by the gradient alone."""
+
+    gradient: float
+    """L2 of the gradient that it was made with."""
+    update: float
+    """L2 of the step."""
+    downhill: float
+    """Minus their inner product."""
+
+
 @dataclass(eq=False)
 class _Entry:
     """The ledger's line for one parameter."""
@@ -111,6 +126,7 @@ class _Entry:
     tally: GradientTally = field(default_factory=GradientTally)
     norm: float = 0.0
     update_norm: float = 0.0
+    fresh: "_Fresh | None" = None
     reason: Reason = Reason.UNKNOWN
 
     def __post_init__(self) -> None:
@@ -163,19 +179,34 @@ class _Run:
         for entry in self.trainable:
             parameter, mean = entry.owned.parameter, entry.tally.take_mean()
             parameter.grad = None if mean is None else mean.mul_(clip).to(parameter.dtype)
+        if self.context.optimizer is not None:
+            self._step_afresh(self.context.optimizer, parameters)
         optimizer = self.context.optimizer or AdamW(parameters, lr=1e-3, weight_decay=0.0)
         frozen = [e.owned.parameter for e in self.entries if not e.trainable]
         prints = [fingerprint(p) for p in frozen]
         with torch.no_grad(), trial_step(optimizer, parameters) as before:
             for entry in self.trainable:
-                parameter = entry.owned.parameter
-                wide = torch.promote_types(parameter.dtype, torch.float32)
-                moved = parameter.detach().to(wide) - before[id(parameter)].to(wide)
-                entry.update_norm = precise_norm(moved)
+                entry.update_norm = precise_norm(_moved(entry.owned.parameter, before))
             changed = sum(fingerprint(p) != old for p, old in zip(frozen, prints, strict=True))
         for parameter in parameters:
             parameter.grad = None
         return changed
+
+    def _step_afresh(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+        """Does a step without momentum go downhill? Momentum may point elsewhere for good."""
+        try:
+            with torch.no_grad(), trial_step(optimizer, parameters, fresh=True) as before:
+                for entry in self.trainable:
+                    gradient = entry.owned.parameter.grad
+                    if gradient is not None:
+                        moved = _moved(entry.owned.parameter, before)
+                        inner = (moved * gradient.to(moved.dtype)).sum(dtype=torch.float64)
+                        entry.fresh = _Fresh(
+                            precise_norm(gradient), precise_norm(moved), -float(inner)
+                        )
+        except Exception:  # an optimizer that cannot step without its memory is not measured
+            for entry in self.trainable:
+                entry.fresh = None
 
     def explain(self) -> None:
         """Find out why trainable parameters have no gradient."""
@@ -200,7 +231,7 @@ class _Run:
         """Check the gradient of one batch by finite differences, by component."""
         if not fine_enough(self.context.path.model, self.session.device):
             return {}
-        parts: dict[str, list[torch.nn.Parameter]] = {}
+        parts: dict[str, list[nn.Parameter]] = {}
         for entry in self.trainable:
             parts.setdefault(entry.owned.component, []).append(entry.owned.parameter)
 
@@ -262,6 +293,10 @@ def _report_component(rows: Rows, component: str, layer: int | None, members: li
     )  # fmt: skip
     moved = sum(e.update_norm != 0 for e in trainable)
     add("moved_share", moved / len(trainable), "share")
+    fresh = [e.fresh for e in trainable if e.fresh is not None]
+    lengths = _norm(f.gradient for f in fresh) * _norm(f.update for f in fresh)
+    if lengths and math.isfinite(lengths):
+        add("downhill", sum(f.downhill for f in fresh) / lengths, "cosine")
     add("deadlock", any(e.reason is Reason.DEADLOCK for e in trainable), "flag")
 
 
@@ -303,6 +338,12 @@ def _report_norms(
     if weight:
         add("gradient_to_weight", norm / weight, "ratio")
         add("update_to_weight", update / weight, "ratio")
+
+
+def _moved(parameter: nn.Parameter, before: dict[int, Tensor]) -> Tensor:
+    """How far a parameter has moved, at least in float32."""
+    wide = torch.promote_types(parameter.dtype, torch.float32)
+    return parameter.detach().to(wide) - before[id(parameter)].to(wide)
 
 
 def _norm(norms: Iterable[float]) -> float:

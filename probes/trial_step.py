@@ -1,5 +1,6 @@
 """One optimizer step that never happened: look at what moves, then everything is as before."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -13,7 +14,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @contextmanager
 def trial_step(
-    optimizer: Optimizer, parameters: Iterable[nn.Parameter]
+    optimizer: Optimizer, parameters: Iterable[nn.Parameter], *, fresh: bool = False
 ) -> Iterator[dict[int, Tensor]]:
     """Step on a copy of the optimizer's state; inside the block the parameters have moved.
 
@@ -25,6 +26,8 @@ def trial_step(
         optimizer: steps on the gradients in ``.grad``; tensors that are not among ``parameters``
             keep theirs, but do not step.
         parameters: the model's parameters that have a gradient to step on.
+        fresh: step without what the optimizer remembers and without weight decay, so by these
+            gradients alone.
 
     Yields:
         The values before the step, by ``id`` of the tensor.
@@ -39,8 +42,13 @@ def trial_step(
     try:
         for parameter, _ in strangers:
             parameter.grad = None
-        optimizer.state = deepcopy(optimizer.state, dict(everything))  # parameters are not copied
+        optimizer.state = (  # parameters are not copied
+            defaultdict(dict) if fresh else deepcopy(optimizer.state, dict(everything))
+        )
         optimizer.param_groups = deepcopy(optimizer.param_groups, dict(everything))
+        for group in optimizer.param_groups:
+            if fresh and group.get("weight_decay"):
+                group["weight_decay"] = 0.0
         for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
             setattr(optimizer, name, {})
         type(optimizer).step(optimizer)  # past a scheduler's patch of the instance

@@ -195,3 +195,18 @@ def keys_detached(bench: Bench) -> None:
     model: Any = bench.model
     for block in model.fusion.blocks().values():
         block.keys_values = detached(block)
+
+
+@fault("textbook: maximize=True left from an ascent", "SP320 projector", "SP320 fusion")
+def step_uphill(bench: Bench) -> None:
+    """The optimizer maximizes the loss, after some right steps."""
+    bench.train(3)
+    for group in bench.optimizer.param_groups:
+        group["maximize"] = True
+
+
+@fault("textbook: an average that met one NaN keeps it", "SP321 projector", "SP321 fusion")
+def average_is_nan(bench: Bench) -> None:
+    """Adam's average of one tensor is NaN, its gradients are finite."""
+    bench.train(2)
+    next(iter(bench.optimizer.state.values()))["exp_avg"].fill_(float("nan"))

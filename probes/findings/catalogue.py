@@ -1,7 +1,7 @@
 """All rules by code: the single source of explanations, documentation and findings."""
 
 from configs.errors import ConfigError, did_you_mean
-from probes.findings import independence, wiring  # noqa: F401 - they enter their rules into SP4
+from probes.findings import independence, steps, wiring  # noqa: F401 - they enter their rules
 from probes.findings.data import DATA
 from probes.findings.gates import GATES
 from probes.findings.gradients import GRADIENTS

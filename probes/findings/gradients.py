@@ -1,4 +1,4 @@
-"""SP3: whether every part gets a gradient, and the optimizer uses it."""
+"""SP3: whether every part gets a gradient, and the optimizer uses it. Directions: ``steps``."""
 
 import math
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ _PATH = ("projector", "fusion", "gate")
     "checkpointing whose inputs need no gradient (use_reentrant=False)",
 )  # fmt: skip
 def _none(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
-    for r in _components(facts, "state"):
+    for r in components(facts, "state"):
         count = facts.value(_GRAD, r.component, "trainable", r.layer)
         if r.value == State.NONE and count:
             yield Hit(r.component, r.layer, f"{count:.0f} trainable tensors, every .grad is None")
@@ -48,7 +48,7 @@ def _none(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     remedy="freeze what is not used, or use it in the forward pass",
 )  # fmt: skip
 def _some_none(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
-    for r in _components(facts, "none"):
+    for r in components(facts, "none"):
         state = facts.value(_GRAD, r.component, "state", r.layer)
         if r.value and state in (State.ZERO, State.FINITE, State.NONFINITE):
             names = _names(facts, r, State.NONE)
@@ -83,7 +83,7 @@ def _zero(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     remedy="initialise LoRA's A at random (B = 0 alone is normal), or start the gate above 0",
 )  # fmt: skip
 def _deadlock(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
-    for r in _components(facts, "deadlock"):
+    for r in components(facts, "deadlock"):
         if r.value:
             names = _names(facts, r, State.ZERO)
             yield Hit(r.component, r.layer, f"gradient exactly 0 for ever: {names}")
@@ -112,7 +112,7 @@ def _behind_frozen_gate(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     "use bfloat16 instead of float16",
 )  # fmt: skip
 def _nonfinite(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
-    for r in _components(facts, "nonfinite"):
+    for r in components(facts, "nonfinite"):
         if r.value:
             names = _names(facts, r, State.NONFINITE)
             yield Hit(r.component, r.layer, f"{r.value:.0f} tensors: {names}")
@@ -226,7 +226,7 @@ def _still(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
     given = facts.value(_GRAD, "model", "optimizer_given")
     if not given or facts.value(_PAR, "model", "lr_max") == 0:
         return
-    for r in _components(facts, "moved_share"):
+    for r in components(facts, "moved_share"):
         held = facts.value(_PAR, r.component, "in_optimizer")
         finite = facts.value(_GRAD, r.component, "state", r.layer) == State.FINITE
         ratio = facts.value(_GRAD, r.component, "update_to_weight", r.layer)
@@ -262,7 +262,7 @@ def _frozen_moved(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
 def _violent(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
     if not facts.value(_GRAD, "model", "optimizer_given"):
         return
-    for r in _components(facts, "update_to_weight"):
+    for r in components(facts, "update_to_weight"):
         if r.component in ("projector", "fusion") and r.value >= limits.violent_update:
             yield Hit(r.component, r.layer, f"||update||/||weight|| {r.value:.2g}")
 
@@ -294,53 +294,12 @@ def _huge(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
 def _noise(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
     if (facts.value(_GRAD, "model", "batches") or 0) < 8:
         return
-    for r in _components(facts, "snr"):
+    for r in components(facts, "snr"):
         if r.component in _PATH and r.value < limits.noisy_gradient:
             yield Hit(r.component, r.layer, f"signal to noise {r.value:.2g}")
 
 
-@GRADIENTS.rule(
-    "SP318", "The gradient is not the slope of the loss", Link.GRADIENT, Severity.ERROR,
-    symptom=False,
-    what="Finite differences of the loss along the gradient, over its norm; fires when they are "
-    "more than {wrong_slope:g} away from 1. Only float32 and float64 models can be judged.",
-    why="Steps do not go downhill: reversed, or at random, they look as healthy as any in every "
-    "norm.",
-    expected="1 within {wrong_slope:g}",
-    source="definition of the gradient; 0.99-1.01 in 40 healthy float32 set-ups",
-    remedy="look for register_hook, register_full_backward_hook and autograd.Function in this part "
-    "(gradient reversal, scaling, noise), or a loss in backward that is not the one reported",
-)  # fmt: skip
-def _slope(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
-    for r in _components(facts, "slope"):
-        if abs(r.value - 1) > limits.wrong_slope:
-            yield Hit(r.component, r.layer, f"slope along the gradient / its norm {r.value:+.2g}")
-
-
-@GRADIENTS.rule(
-    "SP319", "A part of the gradient is missing", Link.GRADIENT, Severity.WARNING, symptom=False,
-    what="Finite differences of the loss along random directions against what the gradient says; "
-    "fires when they differ by more than {missing_slope:g} of the usual slope.",
-    why="The loss depends on this part in a way that backward does not see: one of several ways "
-    "is detached.",
-    expected="equal within {missing_slope:g}",
-    source="definition of the gradient; at most 0.006 in 40 healthy float32 set-ups",
-    remedy="look for detach(), .data or no_grad on one of the ways from this part to the loss; "
-    "--ignore SP319 where the gradient is stopped on purpose",
-)  # fmt: skip
-def _missing(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
-    for r in _components(facts, "slope_mismatch"):
-        if r.value > limits.missing_slope and not _wrong(facts, limits, r):
-            measured = f"slopes along random directions differ by {r.value:.2g} of the usual one"
-            yield Hit(r.component, r.layer, measured)
-
-
-def _wrong(facts: Facts, limits: Thresholds, r: Record) -> bool:
-    slope = facts.value(_GRAD, r.component, "slope", r.layer)
-    return slope is not None and abs(slope - 1) > limits.wrong_slope
-
-
-def _components(facts: Facts, statistic: str) -> list[Record]:
+def components(facts: Facts, statistic: str) -> list[Record]:
     """Gradflow's newest records of whole components."""
     return [r for r in facts.all(_GRAD, statistic) if not r.detail and r.component != "model"]
 
@@ -362,7 +321,7 @@ def _names(facts: Facts, where: Record, state: State) -> str:
 
 def _unexplained(facts: Facts, reason: Reason, words: str) -> Iterator[Hit]:
     """Components with parameters whose zero gradient has this reason."""
-    for r in _components(facts, "zero"):
+    for r in components(facts, "zero"):
         if not r.value:
             continue
         names = [

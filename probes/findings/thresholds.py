@@ -106,6 +106,10 @@ class Thresholds:
         0.2, "ratio", "how far slopes along random directions may be from what the gradient says",
         "at most 0.006 in 40 healthy float32 set-ups; 1 where as much is missing as is there",
     )  # fmt: skip
+    uphill: float = _limit(
+        0.01, "cosine", "minus the cosine of a step's direction with downhill, uphill above it",
+        "at least +0.3 in 44 healthy set-ups; the same with a minus when the sign is turned",
+    )  # fmt: skip
     warm: float = _limit(
         100, "steps", "optimizer steps after which a trained model is judged as one",
         f"the shuffled-minus-true gap was at least 0.1 nat by step 100 in the good runs ({_RUN})",

@@ -162,6 +162,17 @@ CASES: dict[str, list[tuple[list[str], list[str]]]] = {
                ["gradflow projector slope_mismatch 0.01", "gradflow projector slope 1"]),
               (["gradflow projector slope_mismatch 0.7"],  # SP318 says it
                ["gradflow projector slope_mismatch 2", "gradflow projector slope -1"])],
+    "SP320": [(["gradflow projector downhill -0.2"], ["gradflow projector downhill 0.2"])],
+    "SP321": [
+        (["gradflow model optimizer_given 1", "gradflow projector state 3",
+          "gradflow projector update_norm nan"],
+         ["gradflow model optimizer_given 1", "gradflow projector state 3",
+          "gradflow projector update_norm 0.1"]),
+        (["gradflow model optimizer_given 1", "gradflow projector state 3",
+          "gradflow projector update_norm inf"],
+         # SP306 says it
+         ["gradflow model optimizer_given 1", "gradflow projector state 4",
+          "gradflow projector update_norm nan"])],
     "SP401": [(["magnitude fusion calls@4 0"], ["magnitude fusion calls@4 1"]),
               (["magnitude fusion calls@4 0"],
                ["magnitude fusion calls@4 0", "gates gate outer_gate 0"])],

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from probes import gradflow
 from probes.context import Context
 from probes.errors import ProbeError
+from probes.findings.judge import judge
 from probes.ledger import Reason, State
 from probes.record import RecordLog
 from probes.signal_path import SignalPath
@@ -26,6 +27,10 @@ def _measure(
 ) -> RecordLog:  # fmt: skip
     context = Context.of(model, batches, path, **options)
     return RecordLog(gradflow.measure(context, loss_scale=loss_scale, clip_norm=clip_norm))
+
+
+def _codes(log: RecordLog) -> set[str]:
+    return {finding.code for finding in judge(log)}
 
 
 def _of(log: RecordLog, component: str, layer: int | None = None) -> dict[str, float]:
@@ -348,6 +353,73 @@ def test_update_is_that_of_the_given_optimizer(
     assert _of(log, "fusion", 1)["moved_share"] == 0  # not in the optimizer
     assert _of(log, "fusion", 1)["state"] == State.FINITE
     assert _of(log, "model")["optimizer_given"] == 1
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "momentum"])
+def test_downhill_is_the_cosine_of_a_step_without_memory(
+    toy: Any, toy_path: SignalPath, make_batch: Batches, kind: str
+) -> None:
+    """Momentum that points uphill and weight decay change nothing; the state stays."""
+    _steady(toy)
+    trainable = {n: p for n, p in toy.named_parameters() if p.requires_grad}
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.AdamW(trainable.values(), lr=1e-3, weight_decay=5.0)
+        if kind == "adamw"
+        else torch.optim.SGD(trainable.values(), lr=0.1, momentum=0.9 * (kind == "momentum"))
+    )
+    loss = toy(**make_batch())["loss"]
+    gradients = dict(zip(trainable, torch.autograd.grad(loss, trainable.values()), strict=True))
+    if kind == "momentum":
+        for name, p in trainable.items():
+            optimizer.state[p]["momentum_buffer"] = -5 * gradients[name]
+    log = _measure(toy, [make_batch()], toy_path, optimizer=optimizer)
+    value = log.value(component="projector", statistic="downhill")
+    g = torch.cat([x.flatten() for n, x in gradients.items() if "projector" in n]).double()
+    step = g / (g.abs() + 1e-8) if kind == "adamw" else g
+    assert value == pytest.approx(float(torch.cosine_similarity(g, step, 0)), rel=1e-3)
+    assert _codes(log) == set()
+
+
+@pytest.mark.parametrize("fault", ["maximize", "negative rate"])
+def test_uphill(toy: Any, toy_path: SignalPath, make_batch: Batches, fault: str) -> None:
+    trainable = [p for p in toy.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-3, weight_decay=0.0)
+    toy(**make_batch())["loss"].backward()
+    optimizer.step()
+    group = optimizer.param_groups[0]
+    group.update({"maximize": True} if fault == "maximize" else {"lr": -1e-3})
+    log = _measure(toy, [make_batch()], toy_path, optimizer=optimizer)
+    assert _codes(log) == {"SP320"}
+    assert (log.value(component="projector", statistic="downhill") or 0) < -0.2
+
+
+def test_an_average_that_is_nan(toy: Any, toy_path: SignalPath, make_batch: Batches) -> None:
+    trainable = [p for p in toy.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-3, weight_decay=0.0)
+    toy(**make_batch())["loss"].backward()
+    optimizer.step()
+    state = optimizer.state[toy.adapter.projector.linear.weight]
+    state["exp_avg"].fill_(torch.nan)
+    log = _measure(toy, [make_batch()], toy_path, optimizer=optimizer)
+    found = judge(log)
+    assert [(f.code, f.component) for f in found] == [("SP321", "projector")]
+    assert state["exp_avg"].isnan().all() and toy.adapter.projector.linear.weight.isfinite().all()
+
+
+def test_an_optimizer_that_needs_its_memory_is_not_measured(
+    toy: Any, toy_path: SignalPath, make_batch: Batches
+) -> None:
+    class Remembering(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            assert self.state
+            super().step(closure)
+
+    trainable = [p for p in toy.parameters() if p.requires_grad]
+    optimizer = Remembering(trainable, lr=0.1)
+    optimizer.state[trainable[0]]["seen"] = 1
+    log = _measure(toy, [make_batch()], toy_path, optimizer=optimizer)
+    assert log.value(component="projector", statistic="downhill") is None
+    assert log.value(component="projector", statistic="moved_share") == 1
 
 
 def test_frozen_tensor_that_moves_is_counted(
