@@ -36,10 +36,31 @@ def rolled_back(begun: RunConfig) -> tuple[RunConfig, frozenset[str]]:
     return _followed(begun, BASELINE, _kept(begun))
 
 
-def next_phase(begun: RunConfig) -> RunConfig:
-    """Phase 2 with the pieces and data of a run; it trains for as long as Phase 2 does."""
+def following(begun: RunConfig, name: str) -> RunConfig:
+    """The config ``name`` with the pieces and data of a run; it trains for as long as it says."""
     kept = {key: value for key, value in _kept(begun).items() if key not in _AMOUNT}
-    return _followed(begun, NEXT_PHASE, kept)[0]
+    return _followed(begun, name, kept)[0]
+
+
+def advanced(begun: RunConfig) -> list[str]:
+    """The command of Phase 2 after a run: its pieces and data, and what it had set by itself."""
+    words = command_line(following(begun, NEXT_PHASE))
+    phase1, phase2 = (flat(get_config(name)) for name in ("phase1", NEXT_PHASE))
+    own = {
+        key: value for key, (_, value) in own_settings(begun).items()
+        if key.startswith("model.") and phase1[key] == phase2[key]
+    }  # fmt: skip
+    for key, value in own.items():
+        words += ["--set", f"{key}={_text(value)}"]
+    return words
+
+
+def own_settings(begun: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """What a run had set by itself: dotted key to the value of its config and its own."""
+    name = begun.name if begun.name in CONFIGS else next(iter(CONFIGS))
+    fresh, _ = _followed(begun, name, _kept(begun))
+    values, usual = flat(begun), flat(_on_its_backbone(fresh, begun))
+    return {k: (usual[k], v) for k, v in values.items() if k not in _UNSAID and v != usual[k]}
 
 
 def mended(begun: RunConfig, changes: Mapping[str, Any]) -> list[str]:
@@ -50,9 +71,7 @@ def mended(begun: RunConfig, changes: Mapping[str, Any]) -> list[str]:
         changes: dotted keys and their new values.
     """
     name = begun.name if begun.name in CONFIGS else next(iter(CONFIGS))
-    fresh, _ = _followed(begun, name, _kept(begun))
-    values, usual = flat(begun), flat(_on_its_backbone(fresh, begun))
-    own = {k: v for k, v in values.items() if k not in _UNSAID and v != usual[k]} | dict(changes)
+    own = {key: value for key, (_, value) in own_settings(begun).items()} | dict(changes)
     # what has an option of its own is said by it: an option is stronger than --set
     taken_over = _kept(begun) | {key: own.pop(key) for key in list(own) if _is_kept(key)}
     words = command_line(_followed(begun, name, taken_over)[0])

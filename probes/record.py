@@ -228,4 +228,7 @@ def _decode(value: Any) -> float:
         return _SPECIAL[value]
     if type(value) not in (int, float):
         raise RecordError(f"value must be a number or one of {', '.join(_SPECIAL)}: {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise RecordError("value is a whole number too large for a float") from None

@@ -1,6 +1,7 @@
 """The signal path as a chain of links, each with its health and its most telling number."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -124,19 +125,30 @@ _LINKS: tuple[tuple[Link, str, tuple[str, ...], Callable[[Facts], str]], ...] = 
 """Link, its name, the probes that look at it, and its number."""
 
 
-def chain(run: Run, findings: Sequence[Finding]) -> tuple[ChainLink, ...]:
-    """The links of a run, in the order of the signal."""
+def chain(
+    run: Run, findings: Sequence[Finding], doubts: Collection[Link] = ()
+) -> tuple[ChainLink, ...]:
+    """The links of a run, in the order of the signal.
+
+    Args:
+        run: the run.
+        findings: about it.
+        doubts: links that no finding is about, but a criterion that is not passed.
+    """
     facts, root = run.facts, root_cause(findings)
     probed = {r.probe for r in facts.history}
     links = []
     for link, name, probes, number in _LINKS:
         about = tuple(f for f in findings if f.link == link and f.severity > Severity.NOTE)
         shown = number(facts)
+        health = _health(about, probed.issuperset(probes) and _is_number(shown))
+        if health is Health.OK and link in doubts:
+            health = Health.DOUBTFUL
         links.append(
             ChainLink(
                 link=link,
                 name=name,
-                health=_health(about, probed.issuperset(probes) and shown != ""),
+                health=health,
                 number=shown,
                 findings=about,
                 root=root is not None and root.link == link,
@@ -152,3 +164,8 @@ def _health(findings: Sequence[Finding], measured: bool) -> Health:
     if worst is Severity.WARNING:
         return Health.DOUBTFUL
     return Health.OK if measured else Health.UNKNOWN
+
+
+def _is_number(shown: str) -> bool:
+    """Whether there is something to show, and none of it is NaN or infinite."""
+    return shown != "" and re.search(r"\b(nan|inf)\b", shown) is None

@@ -144,7 +144,8 @@ def not_comparable(first: Run, second: Run) -> str:
     """Why a difference of the final scores of two runs would mean nothing; else empty."""
     for run in (first, second):
         if not per_clip(run):
-            return f"{run.name} has no final scores"
+            at = "" if run.checkpoint is None else f"@{run.checkpoint}"
+            return f"{run.name}{at} has no final scores"
     for name, a, b in (
         ("splits", first.evaluation.get("split"), second.evaluation.get("split")),
         ("tokenizers", _scores(first).get("tokenizer"), _scores(second).get("tokenizer")),

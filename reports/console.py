@@ -152,12 +152,13 @@ def _unknown(report: Report) -> Iterator[RenderableType]:
     by_command: dict[str, list[Outcome]] = {}
     for outcome in report.outcomes:
         if outcome.grade is Grade.UNKNOWN:
-            by_command.setdefault(report.run.fill(outcome.criterion.to_measure), []).append(outcome)
+            by_command.setdefault(report.run.fill(outcome.to_measure), []).append(outcome)
     if by_command:
         yield Text("\nUnknown, and what measures it", "bold")
     for how, outcomes in by_command.items():
         yield Padding(Group(*map(_why_unknown, outcomes)), (0, 0, 0, 2))
-        yield Command(f"    {plain(how)}")
+        if how:
+            yield Command(f"    {plain(how)}")
 
 
 def _why_unknown(outcome: Outcome) -> Text:

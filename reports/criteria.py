@@ -50,9 +50,9 @@ CRITERIA: tuple[Criterion, ...] = (
     ),
     Criterion(
         "audio_influence", "The audio changes the output", "after", True,
-        AtLeast(0.0, strict=True), _OURS,
-        "Loss with another clip's audio minus loss with the own, less two standard errors "
-        "(nats/token).",
+        AtLeast(2.0, partial=1.0, unit=" standard errors"), _OURS,
+        "How much another clip's audio raises the loss on clips not trained on, over the standard "
+        "error of that.",
         _CHECK, from_probes.influence,
     ),
     Criterion(

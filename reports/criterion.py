@@ -19,6 +19,8 @@ class Measurement:
     """In words with numbers: what was found, and where."""
     shown: str = ""
     """The value as it is printed; from ``value`` when empty."""
+    comparable: bool = True
+    """False when the expectation is of another model or other data."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,12 @@ class Criterion:
         except Exception as error:  # a criterion must not take the report down with it
             found = Measurement(None, f"could not be measured: {type(error).__name__}: {error}")
         if found is None:
-            return Outcome(self, Grade.UNKNOWN, None, "not measured", "not measured")
+            none = "not measured"
+            return Outcome(self, Grade.UNKNOWN, None, none, none, self.to_measure)
         shown = found.shown or ("-" if found.value is None else f"{found.value:.3g}")
         result = grade(found.value, self.condition)
-        return Outcome(self, result, found.value, shown, found.evidence)
+        to_measure = self.to_measure if found.comparable else ""
+        return Outcome(self, result, found.value, shown, found.evidence, to_measure)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Outcome:
     shown: str
     """The value as text."""
     evidence: str
+    to_measure: str = ""
+    """The command that would measure it; empty when none can in this run."""
 
     def to_json(self) -> dict[str, Any]:
         """The outcome as JSON-safe values."""
@@ -82,5 +88,5 @@ class Outcome:
             "source": c.source,
             "why": c.why,
             "evidence": self.evidence,
-            "to_measure": c.to_measure,
+            "to_measure": self.to_measure,
         }

@@ -1,17 +1,26 @@
 """What the probes say about a run, for the criteria."""
 
+from math import isfinite, nan
+
 from probes.findings.finding import Severity
 from probes.findings.judge import judge
 from probes.findings.thresholds import Thresholds
 from reports.criterion import Measurement
 from reports.run import Run
 
-_NEEDED = ("magnitude", "gates", "gradflow", "influence", "data")
-"""Probes without which "no broken link" cannot be said."""
+_NEEDED = (
+    ("magnitude", "projector", "l2_median"),
+    ("magnitude", "fusion", "contribution_median"),
+    ("gates", "gate", "effective"),
+    ("gradflow", "projector", "norm"),
+    ("influence", "signal:swapped", "kl"),
+    ("data", "text", "batches"),
+)
+"""Probe, component and statistic without a number of which "no broken link" cannot be said."""
 
 
 def influence(run: Run) -> Measurement | None:
-    """How much worse another clip's audio is, less twice its standard error (nats/token)."""
+    """How much worse another clip's audio is, in standard errors of the change of the loss."""
     if any(r.probe == "influence" for r in run.probed) and run.facts.step("influence") < run.now:
         return Measurement(None, f"measured at step {run.facts.step('influence')} only")
     change = run.facts.value("influence", "signal:swapped", "loss_change")
@@ -20,12 +29,15 @@ def influence(run: Run) -> Measurement | None:
         if run.facts.value("influence", "signal:swapped", "changed") == 0:
             return Measurement(0.0, "another clip's changes no bit of it")
         return None
-    certain = change - 2 * (error or 0.0)
+    if error is None:
+        return Measurement(None, f"costs {change:+.3f} nats/token, of unknown error")
+    if error == 0:
+        return Measurement(100.0 if change > 0 else 0.0, f"costs {change:+.3f}, exactly")
+    certain = change / error
     kl = run.facts.value("influence", "signal:swapped", "kl")
-    text = f"another clip's costs {change:+.3f} nats/token"
-    text += "" if error is None else f" (standard error {error:.3f})"
+    text = f"another clip's costs {change:+.3f} nats/token, {certain:.1f} standard errors"
     text += "" if kl is None else f", KL {kl:.2g}"
-    return Measurement(certain, f"{text}, at step {run.facts.step('influence')}", f"{change:+.2f}")
+    return Measurement(certain, f"{text}, at step {run.facts.step('influence')}", f"{certain:.1f}")
 
 
 def open_errors(run: Run) -> Measurement | None:
@@ -36,8 +48,14 @@ def open_errors(run: Run) -> Measurement | None:
         return Measurement(
             float(len(errors)), f"{len(errors)} error{'s' * (len(errors) > 1)}: {codes}", codes
         )
-    now = {r.probe for r in run.probed if r.step >= run.now}
-    missing = [name for name in _NEEDED if name not in now]
+    now: dict[tuple[str, str, str], list[float]] = {}
+    for r in run.probed:
+        if r.step == run.now:
+            now.setdefault((r.probe, r.component, r.statistic), []).append(r.value)
+    missing = [
+        f"{probe} of {component}" for probe, component, statistic in _NEEDED
+        if not all(map(isfinite, now.get((probe, component, statistic), [nan])))
+    ]  # fmt: skip
     if missing:
         return Measurement(None, f"not measured at step {run.now}: {', '.join(missing)}")
     return Measurement(0.0, "no finding of level error", "none")
@@ -67,11 +85,13 @@ def gates(run: Run) -> Measurement | None:
     if not effective:
         return None
     trainable = run.facts.layers("gates", "gate", "trainable")
-    moved = run.facts.layers("gates", "gate", "moved") if run.facts.step("gates") else {}
+    moved = run.facts.layers("gates", "gate", "moved")
+    trained = run.facts.step("gates") > 0
     quiet = Thresholds().quiet_gate
     good = [
         layer for layer, value in effective.items()
-        if abs(value) >= quiet and trainable.get(layer, 0) > 0 and moved.get(layer, 1.0) != 0
+        if abs(value) >= quiet and trainable.get(layer, 0) > 0
+        and (not trained or moved.get(layer, nan) > 0)
     ]  # fmt: skip
     text = ", ".join(f"{layer}: {value:.3g}" for layer, value in effective.items())
     stuck = [str(layer) for layer in effective if layer not in good]

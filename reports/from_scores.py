@@ -45,6 +45,8 @@ def versus_shuffled(run: Run) -> Measurement | None:
     mean, low, high = (_score(run, f"versus_shuffled{s}") for s in ("", "_low", "_high"))
     if mean is None or low is None or high is None:
         return None
+    if not low <= mean <= high:
+        return Measurement(None, f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] is no interval")
     text = f"{mean:+.1f} CIDEr [95% {low:+.1f}, {high:+.1f}]"
     return Measurement(low, text, f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]")
 

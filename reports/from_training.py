@@ -6,7 +6,6 @@ from statistics import median
 from typing import Literal
 
 from configs.arithmetic import count_parameters
-from configs.schema import RunConfig
 from reports.criterion import Measurement
 from reports.run import Run
 
@@ -25,10 +24,11 @@ def cider_after(epoch: int, expected: float) -> Callable[[Run], Measurement | No
             return None
         score = float(rows[-1]["cider"])
         text = f"CIDEr {score:.1f} on {rows[-1].get('clips', '?')} validation clips"
+        if "audiocaps" not in run.config.data.root.lower():
+            text += "; not comparable: expected of AudioCaps, these are other clips"
+            return Measurement(None, text, f"{score:.1f}", comparable=False)
         if score > expected:
             text += f", above the expected {expected:g}"
-        if "audiocaps" not in run.config.data.root.lower():
-            text += "; the expectation is of AudioCaps, these are other clips"
         return Measurement(score, text, f"{score:.1f}")
 
     return measure
@@ -42,6 +42,10 @@ def loss_drop(run: Run) -> Measurement | None:
     finite = [loss for loss in losses if math.isfinite(loss)]
     if len(finite) < _FIRST + _LAST:
         return None
+    if len(finite) < 0.9 * len(losses):
+        return Measurement(
+            None, f"{len(losses) - len(finite)} of {len(losses)} losses are no number"
+        )
     first, after = median(finite[:_FIRST]), median(finite[-_LAST:])
     return Measurement(
         100 * (1 - after / first),
@@ -54,8 +58,8 @@ def gradients(run: Run) -> Measurement | None:
     """Percentage of steps with a finite gradient above 0, the worse of projector and adapter."""
     shares = {}
     for name in ("projector", "adapter"):
-        norms = [row[key] for row in run.steps if (key := f"grad_norm/{name}") in row]
-        if not norms:
+        norms = [row.get(f"grad_norm/{name}") for row in run.steps]
+        if all(norm is None for norm in norms):
             return None
         shares[name] = sum(map(_flows, norms)) / len(norms)
     worst = min(shares, key=lambda name: shares[name])
@@ -77,7 +81,7 @@ def parameters(part: Literal["trainable", "projector", "lora"]) -> Callable[[Run
         count, how = _count(run, part)
         text = f"{count / 1e6:.2f}M {how}"
         if run.config.model.hidden_size != _STATED_SIZE:
-            return Measurement(None, f"{text}; {_elsewhere(run.config)}", f"{count / 1e6:.2f}M")
+            return _incomparable(run, text, f"{count / 1e6:.2f}M")
         return Measurement(count / 1e6, text, f"{count / 1e6:.1f}M")
 
     return measure
@@ -105,7 +109,7 @@ def hours(run: Run) -> Measurement | None:
     spent = float(seconds) / 3600
     text = f"{spent:.2f} h for {run.epochs_done:.3g} epochs"
     if run.config.model.hidden_size != _STATED_SIZE:
-        return Measurement(None, f"{text}; {_elsewhere(run.config)}", f"{spent:.2f} h")
+        return _incomparable(run, text, f"{spent:.2f} h")
     planned = spent * 20 / max(run.epochs_done, 1e-9)
     return Measurement(planned, f"{text}: {planned:.1f} h for 20", f"{planned:.1f} h")
 
@@ -118,9 +122,12 @@ def memory(run: Run) -> Measurement | None:
     size = float(peak) / 1e9
     text = f"peak {size:.1f} GB of {where} memory"
     if run.config.model.hidden_size != _STATED_SIZE or where != "gpu":
-        return Measurement(None, f"{text}; {_elsewhere(run.config)}", f"{size:.1f} GB")
+        return _incomparable(run, text, f"{size:.1f} GB")
     return Measurement(size, text, f"{size:.1f} GB")
 
 
-def _elsewhere(config: RunConfig) -> str:
-    return f"not comparable: stated for LLaVA-1.5-13B on a GPU, this is {config.model.backbone}"
+def _incomparable(run: Run, text: str, shown: str) -> Measurement:
+    """A number that was stated for the real model, of another one."""
+    backbone = run.config.model.backbone
+    text += f"; not comparable: stated for LLaVA-1.5-13B on a GPU, this is {backbone}"
+    return Measurement(None, text, shown, comparable=False)

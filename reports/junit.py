@@ -49,7 +49,8 @@ def _case(outcome: Outcome, report: Report) -> ElementTree.Element:
     if outcome.grade is Grade.FAIL:
         _child(case, "failure", f"{outcome.evidence}\n{c.why}\nsource: {c.source}", told)
     elif outcome.grade is Grade.UNKNOWN:
-        _child(case, "skipped", None, f"{outcome.evidence}; run: {report.run.fill(c.to_measure)}")
+        run = f"; run: {report.run.fill(outcome.to_measure)}" if outcome.to_measure else ""
+        _child(case, "skipped", None, outcome.evidence + run)
     else:
         _child(case, "system-out", f"{outcome.grade.value}: {told}\n{outcome.evidence}")
     return case

@@ -43,7 +43,7 @@ def markdown(report: Report) -> str:
     if report.findings:
         parts += ["### Findings", _findings(report.findings)]
     if unknown := [o for o in report.outcomes if o.grade is Grade.UNKNOWN]:
-        rows = ((o.criterion.title, run.fill(o.criterion.to_measure)) for o in unknown)
+        rows = ((o.criterion.title, run.fill(o.to_measure) or o.evidence) for o in unknown)
         parts += ["### Unknown", _table(("criterion", "what measures it"), rows)]
     return "\n\n".join(parts) + "\n"
 

@@ -23,7 +23,7 @@ class NextStep:
     """One command and why it is the one."""
 
     kind: str
-    """``wait``, ``phase2``, ``fix``, ``measure``, ``resume`` or ``rollback``."""
+    """``wait``, ``fix``, ``resume``, ``measure``, ``phase2``, ``done``, ``rollback``, ``phase1``"""
     command: str
     """To be typed as it is."""
     why: str
@@ -42,9 +42,9 @@ def next_step(
     """What to type next.
 
     In this order: a run that is training is watched; a broken link is mended; a run that stopped
-    midway goes on; what decides but is unknown is measured; a success goes on to Phase 2; a partial
-    success, or one of too few steps, trains on; what is blocked with every link whole goes back to
-    the baseline.
+    midway goes on, more slowly when it diverged; what decides but is unknown is measured; a success
+    goes on to Phase 2; a partial success, or one of too few steps, trains on; what is blocked with
+    every link whole goes back to the baseline.
 
     Args:
         run: the run.
@@ -57,6 +57,17 @@ def next_step(
         return NextStep("wait", command, f"the run is training, at step {run.last_step}")
     if broken is not None and broken.link < Link.SCORE:  # a score says that, not where
         return _fix(run.config, broken)
+    if run.diverged and run.checkpoint is None:
+        rates = {
+            k: follow_up.flat(run.config)[k] / 5 for k in ("optim.lr_projector", "optim.lr_adapter")
+        }
+        return NextStep(
+            "fix",
+            shlex.join(follow_up.mended(run.config, rates)),
+            f"loss or gradient stopped being finite by step {run.last_step}; going on would repeat "
+            "it: a fifth of the learning rates",
+            _changed(follow_up.differences(run.config, apply_values(run.config, rates))),
+        )
     if not run.finished and run.checkpoint is None:
         command = shlex.join(["safe-train", _known(run.config.name), "--resume", str(run.path)])
         return NextStep("resume", command, f"the run stopped at step {run.last_step}")
@@ -64,13 +75,16 @@ def next_step(
     if unknown:
         return NextStep(
             "measure",
-            run.fill(unknown[0].criterion.to_measure),
+            run.fill(unknown[0].to_measure),
             "not measured yet: " + ", ".join(o.criterion.title for o in unknown),
         )
+    if decision == "PROCEED" and run.config.name == follow_up.NEXT_PHASE:
+        command = shlex.join(["safe-probe", "report", str(run.path), "--html"])
+        return NextStep("done", command, "the last phase of the plan is passed: keep its page")
     if decision == "PROCEED":
         return NextStep(
             "phase2",
-            shlex.join(follow_up.command_line(follow_up.next_phase(run.config))),
+            shlex.join(follow_up.advanced(run.config)),
             "every deciding criterion passes: remove the bottleneck and train longer",
         )
     if decision == "PARTIAL":
@@ -80,16 +94,36 @@ def next_step(
     return _rollback(run)
 
 
+_SUSPECTS: dict[Link, tuple[str, ...]] = {
+    Link.DATA: ("data.",),
+    Link.ENCODER: ("data.audio", "model.audio_"),
+    Link.PROJECTOR: ("model.projector.",),
+    Link.FUSION: ("model.fusion.", "model.projector.scale"),
+    Link.GATE: ("model.fusion.gate",),
+    Link.GRADIENT: ("model.fusion.", "model.projector.", "optim."),
+    Link.OPTIMIZER: ("optim.",),
+    Link.INFLUENCE: ("model.fusion.", "model.projector."),
+}
+"""By broken link the settings that may have broken it, when the run set them by itself."""
+
+
 def _fix(config: RunConfig, finding: Finding) -> NextStep:
-    """The remedy's settings as a command; without any, what explains the finding."""
-    changes = _settings(finding.remedy, config)
+    """The remedy's settings as a command, or the run's own suspicious ones taken back.
+
+    Without either, what explains the finding: the fault is not in the configuration.
+    """
+    changes, why = _settings(finding.remedy, config), finding.remedy
+    if not changes:
+        usual, suspects = follow_up.own_settings(config), _SUSPECTS.get(finding.link, ())
+        changes = {k: before for k, (before, _) in usual.items() if k.startswith(suspects)}
+        why = f"the run had set {' and '.join(changes)} by itself, there: back to the usual"
     if not changes:
         why = f"{finding.title}: {finding.remedy}"
         return NextStep("fix", f"safe-probe explain {finding.code}", why)
     return NextStep(
         "fix",
         shlex.join(follow_up.mended(config, changes)),
-        f"{finding.title} ({finding.code}): {finding.remedy}",
+        f"{finding.title} ({finding.code}): {why}",
         _changed(follow_up.differences(config, apply_values(config, changes))),
     )
 
@@ -108,16 +142,24 @@ def _settings(remedy: str, config: RunConfig) -> dict[str, Any]:
 
 
 def _longer(config: RunConfig, why: str) -> NextStep:
-    epochs = 2 * config.optim.epochs
+    changes = {"optim.epochs": 2 * config.optim.epochs}
+    if config.optim.max_steps is not None:
+        changes["optim.max_steps"] = 2 * config.optim.max_steps
     return NextStep(
         "fix",
-        shlex.join(follow_up.mended(config, {"optim.epochs": epochs})),
+        shlex.join(follow_up.mended(config, changes)),
         f"{why}: train twice as long",
-        (f"optim.epochs: {config.optim.epochs} -> {epochs}",),
+        _changed(follow_up.differences(config, apply_values(config, changes))),
     )
 
 
 def _rollback(run: Run) -> NextStep:
+    if run.config.name == follow_up.BASELINE:
+        return NextStep(
+            "phase1",
+            shlex.join(follow_up.command_line(follow_up.following(run.config, "phase1"))),
+            "the baseline itself is blocked, with no broken link: try Phase 1",
+        )
     return NextStep(
         "rollback",
         shlex.join(["safe-train", "rollback", str(run.path), "--apply"]),

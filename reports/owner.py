@@ -41,8 +41,11 @@ def read_owner(folder: Path) -> Owner | None:
         if not text.strip():  # left empty when it is released
             return None
         owner = json.loads(text)
-        return Owner(int(owner["pid"]), str(owner["host"]))
+        pid = int(owner["pid"])
+        if not 0 < pid < 2**31:
+            raise ValueError(f"pid {owner['pid']}")
+        return Owner(pid, str(owner["host"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise ReportError(f"{folder / 'run.lock'} cannot be read: {error}") from None

@@ -153,7 +153,7 @@ def _criterion(outcome: Any, run: Run) -> dict[str, Any]:
         "kind": GRADES[outcome.grade], "grade": outcome.grade.value, "title": c.title,
         "decides": c.decides, "shown": outcome.shown, "expected": str(c.condition),
         "source": c.source, "evidence": outcome.evidence,
-        "command": run.fill(c.to_measure) if unknown else "",
+        "command": run.fill(outcome.to_measure) if unknown else "",
     }  # fmt: skip
 
 

@@ -19,6 +19,8 @@ def number(value: object, digits: int = 3) -> str:
         return "-"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
+    if isinstance(value, int) and abs(value) >= 10**300:
+        return f"{'-' if value < 0 else ''}a number of {len(str(abs(value)))} digits"
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}infinity"
     if float(value).is_integer() and abs(value) < 1e15:

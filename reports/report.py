@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from probes.findings.finding import Finding
+from probes.findings.finding import Finding, Link
 from probes.findings.judge import judge
 from probes.findings.settings import Settings
 from reports.chain import ChainLink, chain
@@ -13,6 +13,7 @@ from reports.checklist import Item, checklist
 from reports.claims import ClaimCheck, audit
 from reports.criteria import CRITERIA
 from reports.criterion import Outcome
+from reports.grade import Grade
 from reports.run import Run, read_run
 from reports.schema import json_safe
 from reports.verdict import Verdict, decide
@@ -52,7 +53,13 @@ class Report:
     @cached_property
     def chain(self) -> tuple[ChainLink, ...]:
         """The signal path, link by link."""
-        return chain(self.run, self.findings)
+        links = {"audio_influence": Link.INFLUENCE, "hears_its_clip": Link.SCORE,
+                 "final_cider": Link.SCORE, "beats_constant": Link.SCORE}  # fmt: skip
+        missed = {
+            links[o.criterion.name] for o in self.outcomes
+            if o.criterion.name in links and o.grade in (Grade.FAIL, Grade.PARTIAL)
+        }  # fmt: skip
+        return chain(self.run, self.findings, missed)
 
     @cached_property
     def claims(self) -> tuple[ClaimCheck, ...]:

@@ -91,16 +91,22 @@ class Run:
             return True
         return self.epochs_done >= self.config.optim.epochs - 1e-6
 
+    @property
+    def diverged(self) -> bool:
+        """Whether it stopped because steps in a row were not finite."""
+        limit = self.config.optim.max_bad_steps
+        last = self.steps[-limit:]
+        return not self.finished and len(last) == limit and all(r.get("skipped") for r in last)
+
     def fill(self, command: str) -> str:
         """``command`` for a shell with this run, or its checkpoint, for every ``RUN``.
 
-        What lies in a run (``RUN/check``) lies in its folder, also for a checkpoint.
+        A checkpoint's measurements (``RUN/check``) lie in a folder of their own.
         """
-        folder = shlex.quote(str(self.path))
         step = self.checkpoint
-        subject = self.path if step is None else self.path / "checkpoints" / f"step-{step:08d}"
-        whole = shlex.quote(str(subject))
-        return re.sub(r"\bRUN\b(/?)", lambda found: f"{folder}/" if found[1] else whole, command)
+        subject = self.path if step is None else self.path / "checkpoints" / step_folder(step)
+        words = {"RUN": str(subject), f"RUN/{CHECK}": str(self.path / check_folder(step))}
+        return re.sub(rf"\bRUN\b(/{CHECK})?", lambda f: shlex.quote(words[f[0]]), command)
 
     def frame(self) -> "pd.DataFrame":
         """One row per optimizer step, with ``cider*`` where an evaluation followed it."""
@@ -117,7 +123,7 @@ class Run:
     @cached_property
     def log(self) -> RecordLog:
         """Probes and scores as records, oldest first."""
-        return RecordLog([*self.probed, *score_records(self.evaluation, self.last_step)])
+        return RecordLog([*self.probed, *score_records(self.evaluation, self.now)])
 
     @cached_property
     def facts(self) -> Facts:
@@ -144,26 +150,36 @@ def read_run(path: Path | str) -> Run:
     rows = reader.metrics()
     if step is not None:
         rows = [row for row in rows if row.get("step", 0) <= step]
-    whole, config = step is None, _config(folder)
+    config = _config(folder)
     scored = reader.scored(step, config.data.test_split)
     return Run(
         path=folder,
         config=config,
         steps=tuple(r for r in rows if r.get("kind") == "step"),
         evaluations=tuple(r for r in rows if r.get("kind") == "evaluation"),
-        probed=tuple(r for r in reader.records() if whole or r.step <= (step or 0)),
+        probed=tuple(r for r in reader.records(step) if step is None or r.step <= step),
         evaluation=reader.json(f"{scored}evaluation.json", dict, float) or {},
         captions={r["clip"]: r for r in reader.lines(f"{scored}captions/final.jsonl", "clip")},
         references={
             r["clip"]: r for r in reader.lines(f"{scored}captions/references.jsonl", "clip")
         },
         environment=reader.mapping("environment.json"),
-        resources=reader.mapping("resources.json"),
-        problems=tuple(reader.json("problems.json", list) or ()),
+        resources=reader.mapping("resources.json") if step is None else {},  # of the whole run
+        problems=tuple(p for p in reader.json("problems.json", list) or () if isinstance(p, dict)),
         damaged=reader.damaged,
         checkpoint=step,
         running=_is_training(folder),
     )
+
+
+def step_folder(step: int) -> str:
+    """Name of a checkpoint's folder."""
+    return f"step-{step:08d}"
+
+
+def check_folder(step: int | None) -> str:
+    """Where ``safe-probe check --output`` leaves its measurements of a run or a checkpoint."""
+    return CHECK if step is None else f"{CHECK}/{step_folder(step)}"
 
 
 def _locate(path: Path) -> tuple[Path, int | None]:
@@ -232,8 +248,8 @@ class _Reader:
         for number, line in enumerate(lines[:-1], 1):
             try:
                 row = json.loads(line)
-                if not isinstance(row, dict) or key not in row:
-                    raise ValueError(f"no object with {key!r}")
+                if not isinstance(row, dict) or not isinstance(row.get(key), str):
+                    raise ValueError(f"no object with a text {key!r}")
                 rows.append(row)
             except ValueError as error:
                 self.damaged.setdefault(name, f"line {number}: {error}")
@@ -248,22 +264,22 @@ class _Reader:
             self.damaged.setdefault("metrics.jsonl", without)
         return good
 
-    def records(self) -> list[Record]:
-        """Of the training's probes, and of a later check."""
+    def records(self, step: int | None) -> list[Record]:
+        """Of the training's probes, and of a later check; in the order of their steps."""
         found: list[Record] = []
-        for name in ("probes.jsonl", f"{CHECK}/records.jsonl"):
+        for name in ("probes.jsonl", f"{check_folder(step)}/records.jsonl"):
             found += self._read(name, self._parse_records(name)) or []
-        return found
+        return sorted(found, key=lambda record: record.step)
 
     def _parse_records(self, name: str) -> Callable[[str], RecordLog]:
         return lambda _: RecordLog.read(self.folder / name)
 
     def scored(self, step: int | None, split: str) -> str:
-        """Where the final scores lie: in the run, or where ``safe-train evaluate`` put them."""
-        name = "adapter" if step is None else f"step-{step:08d}"
-        if step is None and (self.folder / "evaluation.json").exists():
+        """Where the final scores lie: where ``safe-train evaluate`` put them later, or the run."""
+        later = f"evaluations/{'adapter' if step is None else step_folder(step)}-{split}/"
+        if step is None and not (self.folder / later / "evaluation.json").exists():
             return ""
-        return f"evaluations/{name}-{split}/"
+        return later
 
     def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
         try:

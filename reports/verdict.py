@@ -68,13 +68,27 @@ def decide(run: Run, outcomes: Sequence[Outcome], findings: Sequence[Finding]) -
     broken = root if root is not None and root.severity is Severity.ERROR else None
     return Verdict(
         decision,
-        _reason(decision, outcomes, broken),
+        "; ".join([*_state(run), *_reason(decision, outcomes, broken)]),
         root,
         next_step(run, decision.name, outcomes, broken),
     )
 
 
-def _reason(decision: Decision, outcomes: Sequence[Outcome], broken: Finding | None) -> str:
+def _state(run: Run) -> list[str]:
+    """What is to be known before the numbers: a run that is not over, files that are damaged."""
+    said = []
+    if run.running and run.checkpoint is None:
+        said.append(f"training now, at step {run.now}")
+    elif not run.finished and run.checkpoint is None:
+        said.append(
+            f"stopped at step {run.now}, epoch {run.epochs_done:.3g} of {run.config.optim.epochs}"
+        )
+    if run.damaged:
+        said.append(f"damaged files: {', '.join(run.damaged)}")
+    return said
+
+
+def _reason(decision: Decision, outcomes: Sequence[Outcome], broken: Finding | None) -> list[str]:
     deciding = [o for o in outcomes if o.criterion.decides]
     culprits = {
         Decision.PROCEED: (Grade.PASS,),
@@ -84,7 +98,10 @@ def _reason(decision: Decision, outcomes: Sequence[Outcome], broken: Finding | N
     told = [o for o in deciding if o.grade in culprits]
     if not told:  # blocked for want of a score
         told = [o for o in deciding if o.grade is Grade.UNKNOWN]
-    parts = [f"{o.criterion.title}: {o.evidence}" for o in told]
+    parts = [
+        f"{o.criterion.title}: {'' if o.grade is Grade.PASS else o.grade.value + ', '}{o.evidence}"
+        for o in told
+    ]
     if broken is not None:
         parts.insert(0, f"earliest broken link: {broken.place}, {broken.title} ({broken.code})")
-    return "; ".join(parts)
+    return parts

@@ -126,6 +126,7 @@ def _report(folder: Path, console: Any) -> int:
     """Judge the finished run, write its page, and print what to do next; 1 when it is blocked."""
     from reports.html import write
     from reports.report import Report
+    from safe.training.durable import write_atomically
 
     report = Report.of(folder)
     verdict = report.verdict
@@ -133,6 +134,7 @@ def _report(folder: Path, console: Any) -> int:
     console.print(f"why: {verdict.next_step.why}", markup=False)
     console.print(f"next: {verdict.next_step.command}", markup=False, soft_wrap=True)
     try:
+        write_atomically(folder / "report.json", json.dumps(report.to_json(), indent=2) + "\n")
         console.print(f"report: {write(report, folder / 'report.html')}", markup=False)
     except OSError as error:  # everything it shows is saved already
         console.print(f"report.html could not be written: {error}", markup=False)
@@ -208,7 +210,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         device=arguments.device,
     )
     print_evaluation(evaluation, console)
+    run = folder.parents[1]
+    if folder == run / "evaluations" / f"adapter-{evaluation.split}" and arguments.split is None:
+        return _report(run, console)
     verdict = evaluation.verdict
+    console.print(f"{verdict.outcome}: {verdict.reason}", markup=False, style="bold")
     console.print(f"next: {verdict.next_step.replace('RUN', str(folder))}", markup=False)
     console.print(f"everything is in {folder}", markup=False)
     return 1 if verdict.outcome == "BLOCKED" else 0

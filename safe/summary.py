@@ -6,12 +6,10 @@ from rich.table import Table
 from safe.evaluation.evaluate import Evaluation
 from safe.evaluation.metrics import Scores
 
-_STYLES = {"VERIFIED": "bold green", "PARTIAL": "bold yellow", "BLOCKED": "bold red"}
-
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     """Print the tables and what the score alone says."""
-    scores, verdict = evaluation.scores, evaluation.verdict
+    scores = evaluation.scores
     table = Table(
         title=f"{evaluation.split}: {scores.n_clips} clips, {scores.n_references} references, "
         f"tokenizer {scores.tokenizer}",
@@ -36,7 +34,6 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         markup=False,
     )
     console.print(f"public scale: {evaluation.public_scale.reason}", markup=False)
-    console.print(f"{verdict.outcome}: {verdict.reason}", style=_STYLES[verdict.outcome])
 
 
 def _row(name: str, scores: Scores) -> tuple[str, str, str]:

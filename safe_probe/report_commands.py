@@ -15,7 +15,7 @@ from rich.console import Console
 
 from reports.errors import ReportError
 from reports.report import Report
-from reports.run import read_run
+from reports.run import read_run, step_folder
 from reports.verdict import Decision
 
 REFRESH_SECONDS = 2.0
@@ -123,7 +123,8 @@ def _page(judged: Report, show: bool) -> None:
 
     from reports import html
 
-    file = judged.run.path / "report.html"
+    step = judged.run.checkpoint
+    file = judged.run.path / ("report.html" if step is None else f"report-{step_folder(step)}.html")
     with _writing(file):
         html.write(judged, file)
     if show and not webbrowser.open(file.as_uri()):

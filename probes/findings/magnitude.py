@@ -42,7 +42,7 @@ def _projector_nonfinite(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     expected="no NaN and no infinity",
     source="arithmetic",
     remedy="check the weights of the named layer for NaN; compute its branch in bfloat16 or "
-    "float32 instead of float16 (--set model.dtype=bfloat16)",
+    "float32 instead of float16",
 )  # fmt: skip
 def _hidden_nonfinite(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     if facts.value(_MAG, "projector", "nonfinite"):

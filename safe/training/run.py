@@ -240,7 +240,7 @@ class _Training:
         if self.directory is None:
             return None
         write_evaluation(self.directory.path, evaluation, final.split)
-        self.directory.log(f"{evaluation.verdict.outcome}: {evaluation.verdict.reason}")
+        self.directory.log(f"score {evaluation.verdict.outcome}: {evaluation.verdict.reason}")
         return evaluation
 
     def _advance(self) -> None:

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.adapt import adapt_to_backbone
-from configs.follow_up import command_line, differences, flat, mended, next_phase, rolled_back
+from configs.follow_up import (
+    advanced,
+    command_line,
+    differences,
+    flat,
+    following,
+    mended,
+    own_settings,
+    rolled_back,
+)
 from configs.model_configs import CONFIGS, get_config
 from configs.overrides import apply_values
 from configs.schema import RunConfig
@@ -68,12 +77,22 @@ def test_mended_run_is_the_run_with_the_changes(
     assert flat(run_again(mended(run, changes))) == flat(apply_values(run, changes))
 
 
-def test_next_phase_takes_over_pieces_and_data_but_not_the_amount() -> None:
+def test_following_takes_over_pieces_and_data_but_not_the_amount() -> None:
     run = begun("phase1", optim__max_steps=9, data__audio="mean")
-    config = next_phase(run)
+    config = following(run, "phase2")
     assert (config.name, config.optim.epochs, config.optim.max_steps) == ("phase2", 50, None)
     assert config.data.root == "/data/my clips" and config.data.audio == "own"
     assert asked(command_line(config))[0] == config
+
+
+def test_advancing_keeps_what_made_the_run_work() -> None:
+    run = begun("phase1", model__projector__scale=1.89, model__fusion__gate_init=0.419)
+    config = run_again(advanced(run))
+    assert (config.model.projector.scale, config.model.fusion.gate_init) == (1.89, 0.419)
+    assert config.model.projector.bottleneck_dim is None and config.optim.epochs == 50
+    assert own_settings(run) == {
+        "model.projector.scale": (10.0, 1.89), "model.fusion.gate_init": (0.3, 0.419)
+    }  # fmt: skip
 
 
 def test_rollback_is_what_its_command_asks_for() -> None:

@@ -218,3 +218,69 @@ def test_link_that_could_not_be_measured_is_not_ok(
     report = Report.of(make_whole_run(records=records))
     health = {link.link.name: link.health.value for link in report.chain}
     assert health.pop("INFLUENCE") == "unknown" and set(health.values()) == {"ok"}
+
+
+def test_advice_that_was_followed_is_not_given_again(
+    make_whole_run: MakeRun, run_rows: dict[str, Any]
+) -> None:
+    import json
+
+    path = make_whole_run(evaluation={})  # cut off while it was written
+    step = Report.of(path).verdict.next_step
+    assert shlex.split(step.command) == ["safe-train", "evaluate", str(path)]
+    later = path / "evaluations" / "adapter-test"
+    later.mkdir(parents=True)
+    (later / "evaluation.json").write_text(json.dumps(run_rows["scores"]()))
+    assert Report.of(path).verdict.decision is Decision.PROCEED
+
+
+def test_own_setting_at_the_broken_link_is_taken_back(
+    make_whole_run: MakeRun, run_rows: dict[str, Any]
+) -> None:
+    deaf = [Record(30, "data", "signal", None, name, value, "clips") for name, value in
+            (("clips", 16.0), ("distinct", 1 / 16), ("cosine_between_clips", 1.0))]  # fmt: skip
+    path = make_whole_run(records=[*run_rows["records"](), *deaf], config={"data.audio": "mean"})
+    report = Report.of(path)
+    assert report.verdict.root is not None and report.verdict.root.code == "SP609"
+    assert report.verdict.next_step.changes == ("data.audio: mean -> own",)
+    assert asked_for(report).data.audio == "own"
+
+
+def test_diverged_run_does_not_go_on_as_before(
+    make_whole_run: MakeRun, run_rows: dict[str, Any]
+) -> None:
+    rows = run_rows["steps"]()[:20]
+    for row in rows[-5:]:
+        row["skipped"] = True
+    report = Report.of(make_whole_run(metrics=rows, evaluation=None, records=None))
+    assert report.run.diverged and asked_for(report).optim.lr_projector == 1e-3 / 5
+
+
+def test_last_phase_and_baseline_have_somewhere_to_go(
+    make_whole_run: MakeRun, run_rows: dict[str, Any]
+) -> None:
+    import json
+
+    from configs.model_configs import get_config
+
+    for name, score, kind in (("phase2", 41.0, "done"), ("full", 20.0, "phase1")):
+        path = make_whole_run(
+            name, score=score, metrics=run_rows["steps"](steps=120),
+            records=run_rows["records"](step=120),
+        )  # fmt: skip
+        config = get_config(name).to_dict()
+        config["optim"]["epochs"] = 3
+        (path / "config.json").write_text(json.dumps(config))
+        assert Report.of(path).verdict.next_step.kind == kind
+
+
+def test_twice_as_long_is_longer_also_with_a_limit_of_steps(make_whole_run: MakeRun) -> None:
+    report = Report.of(make_whole_run(score=27.0, shuffled=3.0, config={"optim.max_steps": 30}))
+    assert asked_for(report).optim.max_steps == 60 and asked_for(report).optim.epochs == 6
+
+
+def test_state_of_the_files_comes_before_the_numbers(make_whole_run: MakeRun) -> None:
+    path = make_whole_run()
+    (path / "probes.jsonl").write_text("garbage\n")
+    report = Report.of(path)
+    assert report.verdict.reason.startswith("damaged files: probes.jsonl; ")
