@@ -231,7 +231,7 @@ def safe_inputs() -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels, "audio": audio}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def process_group() -> Iterator[None]:
     """A world of one process, for DistributedDataParallel."""
     store = torch.distributed.HashStore()
