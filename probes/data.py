@@ -10,8 +10,8 @@ Component ``text``:
 - ``first_supervised`` (median over rows), ``first_supervised_min``: real text tokens before the
   first label, so the length of the prompt; ``rows_fully_supervised``, share of rows whose every
   real token has a label; ``shared_prefix``, tokens with which all rows begin (prompt, and chance);
-  ``shared_prefix_supervised``, share of them that is supervised; ``signal_supervised``, share of
-  the signal's placeholders with a label.
+  ``shared_prefix_supervised``, share of them that is supervised; ``signal_supervised`` and
+  ``signal_masked``, shares of the signal's placeholders with a label, and with attention mask 0.
 - ``agreement_same``: share of labels that equal the input id at their position (1 in the usual
   convention, where the model shifts); ``agreement_next``, ``agreement_previous``: that equal the
   next, the previous input id (1 means labels shifted once too often).
@@ -28,7 +28,8 @@ is part of the model):
 
 - ``clips``; ``nonfinite``, share with NaN or infinity; ``silent``, share of all zeros;
   ``identical``, share that another clip of their batch equals bit for bit; ``distinct``, different
-  clips of all batches / clips; ``l2_median``, ``l2_min`` of a clip.
+  clips of all batches / clips; ``one_clip_batches``, share of the batches with several clips, not
+  all silent, whose clips are one; ``l2_median``, ``l2_min`` of a clip.
 - ``cosine_between_clips``, mean over pairs; ``variation``, sqrt(1 - ||mean||^2 / mean ||clip||^2):
   0 when every clip is the same, 1 when they have nothing in common.
 - ``same_text_other_signal`` (``signal`` only): share of captions that also occur with other clips.

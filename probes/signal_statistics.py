@@ -18,6 +18,8 @@ class SignalStatistics:
 
     def __init__(self) -> None:
         self.clips = self.silent = self.nonfinite = self.identical = 0
+        self._batches: list[bool] = []
+        """Of each batch with several clips that are not all silent: whether they are one."""
         self._norms: list[float] = []
         self._digests: Counter[bytes] = Counter()
         self._signals: defaultdict[Text, list[bytes]] = defaultdict(list)
@@ -46,6 +48,8 @@ class SignalStatistics:
         digests = [hashlib.sha1(_bytes(row), usedforsecurity=False).digest() for row in rows]
         here = Counter(digests)
         self.identical += sum(count for count in here.values() if count > 1)
+        if len(rows) > 1 and bool((norms != 0).any()):
+            self._batches.append(len(here) == 1)
         self._digests += here
         for text, digest in zip(texts or [], digests, strict=False):
             if text:
@@ -76,6 +80,8 @@ class SignalStatistics:
         add("silent", self.silent / self.clips, "share")
         add("identical", self.identical / self.clips, "share")
         add("distinct", len(self._digests) / self.clips, "share")
+        if self._batches:
+            add("one_clip_batches", sum(self._batches) / len(self._batches), "share")
         if self._norms:
             add("l2_median", torch.tensor(self._norms).double().quantile(0.5).item(), "L2/clip")
             add("l2_min", min(self._norms), "L2/clip")

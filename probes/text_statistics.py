@@ -64,6 +64,8 @@ class TextStatistics:
         pads = _padding(ids, self.special)
         if pads is not None and mask is not None:
             self._count("padding_attended", real, pads)
+        if ids is not None and mask is not None and self.placeholder is not None:
+            self._count("signal_masked", ~real, ids == self.placeholder)
         padding = ~real if pads is None else ~real | pads
         self._sides(padding)
         if labels is None:

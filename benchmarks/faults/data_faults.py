@@ -98,6 +98,12 @@ def same_embedding_for_every_clip(bench: Bench) -> None:
     bench.change_batches(audio=lambda b: first.expand_as(b.audio).clone())
 
 
+@fault("textbook: a batch of one that is broadcast over the texts", "SP609 signal")
+def first_clip_expanded(bench: Bench) -> None:
+    """Every text of a batch gets the clip of its first text; batches differ."""
+    bench.change_batches(audio=lambda b: b.audio[:1].expand_as(b.audio).clone())
+
+
 @fault(
     "CPJKU/dcase2024_task1_baseline #2: files seem empty without an audio backend", "SP608 signal"
 )

@@ -150,7 +150,8 @@ def _silent(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
 @DATA.rule(
     "SP609", "Every clip is the same", Link.DATA, Severity.ERROR, symptom=False,
     what="Different clips over clips, and mean cosine between them; fires when several texts share "
-    "one signal, or the cosine exceeds {same_clips:g}.",
+    "one signal, or the cosine exceeds {same_clips:g}, and when every batch of several clips has "
+    "one clip for all its texts (some batches: a warning).",
     why="The signal says nothing about the caption: a cache with one key, or a loader that returns "
     "the first file.",
     expected="different clips for different texts",
@@ -166,6 +167,13 @@ def _same(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
     if distinct * clips < 1.5 or (cosine is not None and cosine > limits.same_clips):
         text = "" if cosine is None else f", mean cosine {cosine:.6f}"
         yield Hit("signal", None, f"{distinct * clips:.0f} different among {clips:.0f} clips{text}")
+        return
+    share = facts.value(_DATA, "signal", "one_clip_batches")
+    if share:
+        severity = None if share == 1 else Severity.WARNING
+        yield Hit(
+            "signal", None, f"{share:.1%} of the batches have one clip for all texts", severity
+        )
 
 
 @DATA.rule(
@@ -262,3 +270,20 @@ def _shifted_mask(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     if both:
         severity = Severity.ERROR if attended else None
         yield Hit("text", None, f"{both:.1%} of the padded rows are masked on both sides", severity)
+
+
+@DATA.rule(
+    "SP616", "Placeholders of the signal are masked", Link.DATA, Severity.ERROR, symptom=False,
+    what="Share of the signal's placeholders whose attention mask is 0; all of them are an error, "
+    "some a warning.",
+    why="The signal's tokens are put where no text may look: the model answers without them.",
+    expected="an attention mask of 1 at every placeholder",
+    source="definition of the mask",
+    remedy="make the mask after the placeholders have been put into the text, and do not mask them "
+    "as padding: only their labels are -100",
+)  # fmt: skip
+def _signal_masked(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
+    share = facts.value(_DATA, "text", "signal_masked")
+    if share:
+        severity = None if share == 1 else Severity.WARNING
+        yield Hit("text", None, f"{share:.1%} of the placeholders are masked", severity)

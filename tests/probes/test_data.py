@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from probes import data
 from probes.context import Context
+from probes.diagnosis import diagnose
 from probes.errors import ProbeError
 from probes.record import RecordLog
 from probes.signal_path import SignalPath
@@ -80,6 +81,7 @@ def test_healthy_batches(measure: Any) -> None:
     assert found["signal"] == pytest.approx(
         {
             "clips": 5, "nonfinite": 0, "silent": 0, "identical": 0, "distinct": 1,
+                "one_clip_batches": 0,
             "l2_median": np.median(norms), "l2_min": norms.min(),
             "cosine_between_clips": cosines.mean(), "variation": spread,
             "same_text_other_signal": 0, "tokens": 3, "tokens_min": 3, "tokens_max": 3,
@@ -214,6 +216,18 @@ def test_same_clip_everywhere(toy: Any, toy_path: SignalPath, dtype: torch.dtype
     assert signal["variation"] == pytest.approx(0, abs=1e-6)
 
 
+def test_one_clip_for_each_batch(measure: Any) -> None:
+    batches = _healthy()
+    assert measure(batches)["signal"]["one_clip_batches"] == 0
+    batches[1]["sound"] = batches[1]["sound"][:1].expand(3, -1).clone()
+    assert measure(batches)["signal"]["one_clip_batches"] == 0.5
+    batches[0]["sound"][:] = 0  # silence is another finding
+    signal = measure(batches)["signal"]
+    assert (signal["one_clip_batches"], signal["distinct"]) == (1, 0.4)
+    single = [_batch((4, 5)), _batch((6,), seed=1)]
+    assert "one_clip_batches" not in measure(single)["signal"]
+
+
 def test_one_caption_with_several_clips(measure: Any) -> None:
     batches = [_batch((4, 5), (6,)), _batch((4, 5), (3,), seed=1)]
     assert measure(batches)["signal"]["same_text_other_signal"] == 0.5
@@ -263,6 +277,22 @@ def test_spliced_images(llava: Any, llava_inputs: Inputs) -> None:
     llava_inputs["labels"][:, 1:3] = 3
     log = RecordLog(data.measure(Context.of(llava, [llava_inputs], signal="vision")))
     assert log.value(component="text", statistic="signal_supervised") == 0.5
+
+
+def test_masked_placeholders(llava: Any, llava_inputs: Inputs) -> None:
+    def masked(inputs: Inputs) -> float | None:
+        log = RecordLog(data.measure(Context.of(llava, [inputs], signal="vision")))
+        return log.value(component="text", statistic="signal_masked")
+
+    assert masked(llava_inputs) == 0
+    half = {**llava_inputs, "attention_mask": llava_inputs["attention_mask"].clone()}
+    half["attention_mask"][:, 1:3] = 0
+    assert masked(half) == 0.5
+    del half["attention_mask"]
+    assert masked(half) is None
+    whole = llava_inputs["attention_mask"] * (llava_inputs["input_ids"] != 3)
+    found = diagnose(llava, [{**llava_inputs, "attention_mask": whole}], signal="vision")
+    assert found.verdict.root is not None and found.verdict.root.code == "SP616"
 
 
 def test_model_that_refuses_its_input(make_safe: Any, safe_inputs: Inputs) -> None:
