@@ -1,8 +1,8 @@
 """Why has a parameter no gradient? Open closed gates, fill zero weights, and look again.
 
 Zeros that have a gradient themselves will move by themselves: what they wake has a normal cold
-start. What wakes only when zeros without a gradient are moved too waits for ever. What nothing
-wakes is cut off from the loss.
+start. What wakes only when zeros without a gradient are moved too waits for ever, and so does what
+needs frozen weights of zero to be filled. What nothing wakes is cut off from the loss.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,6 +28,7 @@ class ColdStart:
         path: gives the gates.
         session: puts the changed values back when it ends.
         trainable: parameters that may have a gradient.
+        frozen: parameters of the signal path that get none because they need none.
         awake: ``id`` of those that have one which is not zero.
         backward: runs backward now; returns the ``id`` of every parameter with such a gradient.
     """
@@ -35,6 +36,7 @@ class ColdStart:
     path: ResolvedPath
     session: Session
     trainable: Iterable[nn.Parameter]
+    frozen: Iterable[nn.Parameter]
     awake: set[int]
     backward: Callable[[], set[int]]
     reasons: dict[int, Reason] = field(default_factory=dict)
@@ -47,11 +49,16 @@ class ColdStart:
         self.weights = {
             id(p): p for p in self.trainable if id(p) not in self.gates and not p.detach().any()
         }
+        frozen_zeros = {
+            id(p): p for p in self.frozen if id(p) not in self.gates and not p.detach().any()
+        }
         self._follow_movers(None)
         frozen = [key for key, gate in self.gates.items() if not gate.tensor.requires_grad]
         if self._change(frozen, Reason.FROZEN_GATE):
             self._follow_movers(Reason.FROZEN_GATE)
         self._change([*self.gates, *self.weights], Reason.DEADLOCK)
+        self.weights = frozen_zeros
+        self._change(list(frozen_zeros), Reason.FROZEN_ZERO)
         return self.reasons | dict.fromkeys(self.asleep, Reason.UNKNOWN)
 
     def _follow_movers(self, reason: Reason | None) -> None:

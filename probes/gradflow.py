@@ -221,8 +221,13 @@ class _Run:
             return
         parameters = [e.owned.parameter for e in self.trainable]
         awake = {id(p) for p in parameters} - {id(e.owned.parameter) for e in missing}
+        held_still = [
+            e.owned.parameter
+            for e in self.entries
+            if not e.trainable and e.owned.component in ("projector", "fusion")
+        ]
         experiment = ColdStart(
-            self.context.path, self.session, parameters, awake, self._with_gradient
+            self.context.path, self.session, parameters, held_still, awake, self._with_gradient
         )
         for key, reason in experiment.explain(zero).items():
             zero[key].reason = reason

@@ -36,6 +36,8 @@ class Reason(IntEnum):
     """A closed gate that is not trainable: it stays so."""
     DEADLOCK = 5
     """Zeros that wait for each other (gate and branch, LoRA's A and B): it stays so for ever."""
+    FROZEN_ZERO = 6
+    """Frozen weights of projector or fusion that are all zero (LoRA's B): it stays so."""
 
 
 NORMAL = (Reason.GATE, Reason.ZERO_WEIGHT)

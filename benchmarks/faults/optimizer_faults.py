@@ -155,6 +155,14 @@ def lora_frozen(bench: Bench) -> None:
             parameter.requires_grad_(False)
 
 
+@fault("textbook: one factor of a product thawed, the other not", "SP322 fusion", "SP309 fusion")
+def lora_b_frozen_at_zero(bench: Bench) -> None:
+    """LoRA's B is frozen where it starts, at zero; A is trained."""
+    for name, parameter in bench.model.fusion.named_parameters():
+        if "lora_B" in name:
+            parameter.requires_grad_(False)
+
+
 @fault(
     "keras-team/keras-hub #2629: LoRA in bfloat16 does not move under Adam",
     "SP508 projector",

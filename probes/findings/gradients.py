@@ -103,6 +103,21 @@ def _behind_frozen_gate(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
 
 
 @GRADIENTS.rule(
+    "SP322", "Frozen weights of zero hold back the gradient", Link.GRADIENT, Severity.ERROR,
+    what="Parameters whose gradient is exactly 0 and wakes when frozen weights of projector or "
+    "fusion that are all zero are filled. Single parameters of a part that learns are a warning.",
+    why="A product with a zero that never moves: LoRA's B starts at 0, and frozen there it keeps A "
+    "from learning, too.",
+    expected="no frozen factor of zero in front of what is trained",
+    source="the product rule, and an experiment on this model",
+    remedy="thaw both factors of the product (LoRA's A and B), requires_grad_(True) after PEFT and "
+    "from_pretrained (is_trainable=True), before the optimizer is made",
+)  # fmt: skip
+def _behind_frozen_zero(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
+    yield from _unexplained(facts, Reason.FROZEN_ZERO, "behind frozen weights of zero")
+
+
+@GRADIENTS.rule(
     "SP306", "NaN or infinite gradients", Link.GRADIENT, Severity.ERROR,
     what="Trainable parameters with a NaN or infinite gradient in any batch.",
     why="One optimizer step with it makes weights NaN, and nothing brings them back.",

@@ -173,6 +173,11 @@ CASES: dict[str, list[tuple[list[str], list[str]]]] = {
          # SP306 says it
          ["gradflow model optimizer_given 1", "gradflow projector state 4",
           "gradflow projector update_norm nan"])],
+    "SP322": [
+        (["gradflow fusion state@4 2", "gradflow fusion zero@4 1", "gradflow fusion:A state@4 2",
+          "gradflow fusion:A trainable@4 1", "gradflow fusion:A explained@4 6"],
+         ["gradflow fusion state@4 2", "gradflow fusion zero@4 1", "gradflow fusion:A state@4 2",
+          "gradflow fusion:A trainable@4 1", "gradflow fusion:A explained@4 2"])],
     "SP401": [(["magnitude fusion calls@4 0"], ["magnitude fusion calls@4 1"]),
               (["magnitude fusion calls@4 0"],
                ["magnitude fusion calls@4 0", "gates gate outer_gate 0"])],

@@ -279,6 +279,34 @@ def test_lora_with_both_factors_zero_deadlocks(make_safe: Any, safe_inputs: Inpu
     assert (_of(log, "fusion", 1)["deadlock"], _of(log, "fusion", 2)["deadlock"]) == (1, 0)
 
 
+@pytest.mark.parametrize("zero", [True, False])
+def test_frozen_lora_b(make_safe: Any, safe_inputs: Inputs, zero: bool) -> None:
+    """Frozen at zero it explains the zeros of A; frozen elsewhere A learns."""
+    model = make_safe()
+    for name, parameter in model.fusion.named_parameters():
+        if "lora_B" in name:
+            parameter.requires_grad_(False)
+            parameter.data *= not zero
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    log = _measure(model, [safe_inputs])
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    reasons = _reasons(log)
+    assert set(reasons.values()) == ({Reason.FROZEN_ZERO} if zero else set())
+    assert all("lora_A" in name for name in reasons)
+    assert _codes(log) == ({"SP322"} if zero else set())
+
+
+def test_frozen_zeros_do_not_explain_a_cut(make_safe: Any, safe_inputs: Inputs) -> None:
+    model = make_safe()
+    for name, parameter in model.fusion.named_parameters():
+        if "lora_B" in name:
+            parameter.requires_grad_(False)
+            parameter.data.zero_()
+        elif "lora_A" in name:
+            parameter.register_hook(torch.zeros_like)
+    assert set(_reasons(_measure(model, [safe_inputs])).values()) == {Reason.UNKNOWN}
+
+
 def test_frozen_closed_gate_and_outer_gate(make_safe: Any, safe_inputs: Inputs) -> None:
     model = make_safe(gate_init=0.0)
     for layer in ("1", "2"):
