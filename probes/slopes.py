@@ -3,8 +3,10 @@
 A gradient can be finite, of a usual size, and wrong: reversed by a hook, replaced by noise, scaled,
 or cut on one of several ways. So the parameters of each component are moved a little, along the
 gradient and along random directions, and the change of the loss is compared with what the gradient
-says. The step is the shortest that rounding allows. Where the slopes forwards, backwards and of a
-step four times as long do not agree (a kink, a curve, coarse dtypes), there is nothing to say.
+says. The step is the shortest that rounding allows, if the gradient is right; where that tells
+nothing, shorter ones are tried along the gradient, which only a larger slope than it says can show.
+Where the slopes forwards, backwards and of a step four times as long do not agree (a kink, a curve,
+coarse dtypes), there is nothing to say.
 """
 
 import math
@@ -30,6 +32,8 @@ _CURVED = 0.05
 """Largest difference of the slopes that agree, relative to what is expected."""
 _RELATIVE = 0.05
 """Longest step, relative to the norm of the weights."""
+_STEEPER = (10.0, 100.0, 1e3, 1e4)
+"""How many times larger than expected the slope is taken to be when that tells nothing."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class _Meter:
         weight = math.hypot(*(precise_norm(p) for p in members)) or 1.0
         along = [gradients[id(p)] / norm for p in members]
         slope = self._slope(start, members, along, norm, weight)
+        if slope is None:
+            slope = self._steep(start, members, along, norm, weight)
         ratio = None if slope is None else slope / norm
         usual = self._usual(members, gradients)
         pairs = []
@@ -120,8 +126,7 @@ class _Meter:
         expected: float, weight: float,
     ) -> float | None:  # fmt: skip
         """The slope along ``direction``; None when no step tells it to a tenth of ``expected``."""
-        size = max(1.0, abs(start))
-        step = _RESOLVED * _ROUNDING * size / expected
+        step = _step(start, expected)
         if _WIDER * step > _RELATIVE * weight:
             return None
         forwards, backwards = self._sides(start, members, direction, step)
@@ -129,6 +134,22 @@ class _Meter:
         wider = sum(self._sides(start, members, direction, _WIDER * step)) / 2
         agree = max(abs(forwards - backwards) / 2, abs(slope - wider)) <= _CURVED * expected
         return slope if agree else None
+
+    def _steep(
+        self, start: float, members: list[nn.Parameter], direction: list[Tensor],
+        expected: float, weight: float,
+    ) -> float | None:  # fmt: skip
+        """A slope that is many times larger than ``expected``; None when none is found."""
+        for taken in (expected * times for times in _STEEPER):
+            step = _step(start, taken)
+            if _WIDER * step > _RELATIVE * weight:
+                continue
+            with _moved(members, direction, step):
+                told = abs(self.loss() - start) > step * taken / 2
+            slope = self._slope(start, members, direction, taken, weight) if told else None
+            if slope is not None:
+                return slope
+        return None
 
     def _sides(
         self, start: float, members: list[nn.Parameter], direction: list[Tensor], step: float
@@ -139,6 +160,11 @@ class _Meter:
         with _moved(members, direction, -step):
             backwards = (start - self.loss()) / step
         return forwards, backwards
+
+
+def _step(start: float, slope: float) -> float:
+    """The shortest step whose change of the loss, by this slope, stands out of its rounding."""
+    return _RESOLVED * _ROUNDING * max(1.0, abs(start)) / slope
 
 
 @contextmanager

@@ -181,6 +181,13 @@ def projector_gradient_reversed(bench: Bench) -> None:
         parameter.register_hook(torch.neg)
 
 
+@fault("textbook: the loss scale divided out twice, in one part", "SP318 projector")
+def projector_gradient_too_small(bench: Bench) -> None:
+    """A hook makes every gradient of the projector a thousand times too small."""
+    for parameter in bench.model.projector.parameters():
+        parameter.register_hook(lambda g: g * 1e-3)
+
+
 @fault("textbook: gradient noise instead of added gradient noise", "SP318 fusion")
 def fusion_gradient_noise(bench: Bench) -> None:
     """A hook puts noise of the same spread in the place of LoRA's gradients."""

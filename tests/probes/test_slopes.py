@@ -71,6 +71,31 @@ def test_wrong_gradients_by_arithmetic() -> None:
     assert random > 0.2  # but half of it is missing
 
 
+@pytest.mark.parametrize("times", [0.1, 1e-2, 1e-3, -1e-2, 10.0, 1e3])
+def test_gradients_of_another_size(times: float) -> None:
+    model, loss = _problem([6, 8, 4], False, 1)
+    for p in model.parameters():
+        p.register_hook(lambda g: g * times)
+    slope = slopes({"all": list(model.parameters())}, loss)["all"]
+    # what is far too large cannot be told from what is curved
+    assert slope.along_gradient is None or abs(slope.along_gradient - 1) > 0.2
+    if abs(times) < 1:
+        assert slope.along_gradient == pytest.approx(1 / times, rel=0.1)
+
+
+def test_a_tiny_gradient_that_is_right_has_no_steep_slope() -> None:
+    """A loss with ripples too small to matter, and weights that hardly matter."""
+    weight = nn.Parameter(torch.ones(8))
+
+    def loss(gradient: bool) -> float:
+        value = 3 + 1e-7 * weight.sum() + 1e-6 * (1e4 * weight).sin().sum().detach()
+        if gradient:
+            value.backward()
+        return float(value.detach())
+
+    assert slopes({"all": [weight]}, loss)["all"].along_gradient is None
+
+
 def test_an_exception_leaves_the_parameters() -> None:
     model, loss = _problem([3], False, 0)
     before = [p.detach().clone() for p in model.parameters()]
