@@ -108,7 +108,7 @@ class Thresholds:
     )  # fmt: skip
     uphill: float = _limit(
         0.01, "cosine", "minus the cosine of a step's direction with downhill, uphill above it",
-        "at least +0.3 in 44 healthy set-ups; the same with a minus when the sign is turned",
+        "at least +0.2 in 54 healthy set-ups; the same with a minus when the sign is turned",
     )  # fmt: skip
     warm: float = _limit(
         100, "steps", "optimizer steps after which a trained model is judged as one",

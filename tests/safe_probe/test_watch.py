@@ -144,7 +144,7 @@ def test_probe_that_fails_leaves_a_row_and_the_training_goes_on(
     config = make_tiny_config(tiny_data, optim__max_steps=2)
     folder = train(config, tmp_path, [ProbeWatch(1, ends=ENDS)])
     log = RecordLog.read(folder / "probes.jsonl")
-    assert log.value(component="magnitude", statistic="not_measured", step=1) == 2
+    assert log.value(component="magnitude", statistic="not_measured", step=1) == 3
     assert log.value(statistic="raw", step=1) is not None
 
 
