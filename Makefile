@@ -15,7 +15,7 @@ demo: $(VENV)/.run ## train Phase 1 on the built-in model and clips, with score 
 	@$(BIN)/safe-train phase1 --backbone embedded --audio-encoder embedded --data synthetic
 
 test: lint ## linters, types, import contract and the whole test suite
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.test ## linters, types and import contract only
 	@$(BIN)/ruff check --quiet
