@@ -55,9 +55,14 @@ def advanced(begun: RunConfig) -> list[str]:
     return words
 
 
+def command_name(config: RunConfig) -> str:
+    """The command of ``safe-train`` for a run; when it resumes any will do, the run decides."""
+    return config.name if config.name in CONFIGS else next(iter(CONFIGS))
+
+
 def own_settings(begun: RunConfig) -> dict[str, tuple[Any, Any]]:
     """What a run had set by itself: dotted key to the value of its config and its own."""
-    name = begun.name if begun.name in CONFIGS else next(iter(CONFIGS))
+    name = command_name(begun)
     fresh, _ = _followed(begun, name, _kept(begun))
     values, usual = flat(begun), flat(_on_its_backbone(fresh, begun))
     return {k: (usual[k], v) for k, v in values.items() if k not in _UNSAID and v != usual[k]}
@@ -70,7 +75,7 @@ def mended(begun: RunConfig, changes: Mapping[str, Any]) -> list[str]:
         begun: the run's configuration, as it was adapted to its backbone.
         changes: dotted keys and their new values.
     """
-    name = begun.name if begun.name in CONFIGS else next(iter(CONFIGS))
+    name = command_name(begun)
     own = {key: value for key, (_, value) in own_settings(begun).items()} | dict(changes)
     # what has an option of its own is said by it: an option is stronger than --set
     taken_over = _kept(begun) | {key: own.pop(key) for key in list(own) if _is_kept(key)}

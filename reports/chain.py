@@ -1,7 +1,7 @@
 """The signal path as a chain of links, each with its health and its most telling number."""
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -9,6 +9,8 @@ from typing import Any
 from probes.findings.facts import Facts
 from probes.findings.finding import Finding, Link, Severity
 from probes.findings.judge import root_cause
+from reports.criterion import Outcome
+from reports.grade import Grade
 from reports.run import Run
 
 
@@ -126,16 +128,14 @@ _LINKS: tuple[tuple[Link, str, tuple[str, ...], Callable[[Facts], str]], ...] = 
 
 
 def chain(
-    run: Run, findings: Sequence[Finding], doubts: Collection[Link] = ()
+    run: Run, findings: Sequence[Finding], outcomes: Sequence[Outcome]
 ) -> tuple[ChainLink, ...]:
     """The links of a run, in the order of the signal.
 
-    Args:
-        run: the run.
-        findings: about it.
-        doubts: links that no finding is about, but a criterion that is not passed.
+    A link that no finding is about is doubtful when a criterion about it is not passed.
     """
     facts, root = run.facts, root_cause(findings)
+    doubts = {o.criterion.link for o in outcomes if o.grade in (Grade.FAIL, Grade.PARTIAL)}
     probed = {r.probe for r in facts.history}
     links = []
     for link, name, probes, number in _LINKS:

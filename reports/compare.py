@@ -124,7 +124,9 @@ def _side(name: str, report: Report, first: Report) -> Side:
         shuffled=score("shuffled"),
         clips=None if clips is None else int(clips),
         split=run.evaluation.get("split"),
-        difference=paired_difference(per_clip(first.run), per_clip(run)) if compared else None,
+        difference=paired_difference(first.run.per_clip_cider, run.per_clip_cider)
+        if compared
+        else None,
         not_comparable=reason,
         gained=_only(report.findings, first.findings),
         lost=_only(first.findings, report.findings),
@@ -134,25 +136,19 @@ def _side(name: str, report: Report, first: Report) -> Side:
     )
 
 
-def per_clip(run: Run) -> dict[str, float]:
-    """CIDEr x 100 of each clip in the final evaluation; empty when there is none."""
-    found = _scores(run).get("per_clip_cider")
-    return {k: as_float(v) for k, v in found.items()} if isinstance(found, dict) else {}
-
-
 def not_comparable(first: Run, second: Run) -> str:
     """Why a difference of the final scores of two runs would mean nothing; else empty."""
     for run in (first, second):
-        if not per_clip(run):
+        if not run.per_clip_cider:
             at = "" if run.checkpoint is None else f"@{run.checkpoint}"
             return f"{run.name}{at} has no final scores"
     for name, a, b in (
         ("splits", first.evaluation.get("split"), second.evaluation.get("split")),
-        ("tokenizers", _scores(first).get("tokenizer"), _scores(second).get("tokenizer")),
+        ("tokenizers", first.scores.get("tokenizer"), second.scores.get("tokenizer")),
     ):
         if a != b:
             return f"scored with different {name}: {a} and {b}"
-    ours, theirs = per_clip(first), per_clip(second)
+    ours, theirs = first.per_clip_cider, second.per_clip_cider
     common = len(ours.keys() & theirs.keys())
     if common < max(2, COMMON_SHARE * max(len(ours), len(theirs))):
         return (
@@ -162,11 +158,6 @@ def not_comparable(first: Run, second: Run) -> str:
     if not all(map(math.isfinite, (*ours.values(), *theirs.values()))):
         return "a clip's score is not a number"
     return ""
-
-
-def _scores(run: Run) -> Mapping[str, Any]:
-    found = run.evaluation.get("scores")
-    return found if isinstance(found, dict) else {}
 
 
 def _differing(trees: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:

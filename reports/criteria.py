@@ -8,6 +8,7 @@ from configs.claims import (
     TRAINING_HOURS,
     VERIFIED_ABOVE,
 )
+from probes.findings.finding import Link
 from reports import from_probes, from_scores, from_training
 from reports.criterion import Criterion
 from reports.grade import AtLeast, Within
@@ -33,27 +34,27 @@ CRITERIA: tuple[Criterion, ...] = (
         "final_cider", "Final CIDEr", "after", True,
         AtLeast(VERIFIED_ABOVE, partial=PARTIAL_FROM, strict=True), _SUCCESS,
         "The seed's measure of success. Alone it proves nothing: see the controls.",
-        _EVALUATE, from_scores.final_cider,
+        _EVALUATE, from_scores.final_cider, Link.SCORE,
     ),
     Criterion(
         "hears_its_clip", "Better than with another clip's audio", "after", True,
         AtLeast(0.0, strict=True), _OURS,
         "The lower end of the 95% interval of own minus shuffled audio (CIDEr). Not above 0: the "
         "score comes from the captions' template.",
-        _EVALUATE, from_scores.versus_shuffled,
+        _EVALUATE, from_scores.versus_shuffled, Link.SCORE,
     ),
     Criterion(
         "beats_constant", "Better than one constant caption", "after", True,
         AtLeast(0.0, strict=True), _OURS,
         "CIDEr above that of the commonest training caption, which hears nothing.",
-        _EVALUATE, from_scores.versus_constant,
+        _EVALUATE, from_scores.versus_constant, Link.SCORE,
     ),
     Criterion(
         "audio_influence", "The audio changes the output", "after", True,
         AtLeast(2.0, partial=1.0, unit=" standard errors"), _OURS,
         "How much another clip's audio raises the loss on clips not trained on, over the standard "
         "error of that.",
-        _CHECK, from_probes.influence,
+        _CHECK, from_probes.influence, Link.INFLUENCE,
     ),
     Criterion(
         "open_findings", "No broken link", "after", True,

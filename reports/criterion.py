@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from probes.findings.finding import Link
 from probes.record import json_number
 from reports.grade import Condition, Grade, grade
 from reports.run import Run
@@ -43,6 +44,8 @@ class Criterion:
     """The command that measures it when it is unknown; ``RUN`` stands for the run's folder."""
     measure: Callable[[Run], Measurement | None]
     """None when the run holds nothing of it."""
+    link: Link | None = None
+    """The link of the signal path that is doubtful while it is not passed."""
 
     def judge(self, run: Run) -> "Outcome":
         """The outcome in ``run``; an exception becomes UNKNOWN with its reason."""

@@ -3,7 +3,6 @@
 from math import isfinite, nan
 
 from probes.findings.finding import Severity
-from probes.findings.judge import judge
 from probes.findings.thresholds import Thresholds
 from reports.criterion import Measurement
 from reports.run import Run
@@ -42,7 +41,7 @@ def influence(run: Run) -> Measurement | None:
 
 def open_errors(run: Run) -> Measurement | None:
     """Number of findings of level error; unknown while a probe that finds them has not run."""
-    errors = [f for f in judge(run.log) if f.severity is Severity.ERROR]
+    errors = [f for f in run.findings if f.severity is Severity.ERROR]
     if errors:
         codes = ", ".join(dict.fromkeys(f.code for f in errors))
         return Measurement(

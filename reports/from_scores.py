@@ -79,14 +79,13 @@ def versus_baseline(run: Run) -> Measurement | None:
 
 
 def _versus_run(run: Run, baseline: Run) -> Measurement:
-    ours, theirs = (r.evaluation.get("scores", {}) for r in (run, baseline))
-    ours_by_clip, theirs_by_clip = (s.get("per_clip_cider") or {} for s in (ours, theirs))
-    if not theirs_by_clip:
+    ours, theirs = run.per_clip_cider, baseline.per_clip_cider
+    if not theirs:
         return Measurement(None, f"the baseline {baseline.name} has no final score")
     # idf comes from the references of the scored set, so the sets must be the same
-    if set(ours_by_clip) != set(theirs_by_clip) or ours["tokenizer"] != theirs["tokenizer"]:
+    if set(ours) != set(theirs) or run.scores["tokenizer"] != baseline.scores["tokenizer"]:
         return Measurement(None, f"{baseline.name} was not scored on the same clips")
-    gap = paired_difference(theirs_by_clip, ours_by_clip)
+    gap = paired_difference(theirs, ours)
     return Measurement(gap.low, f"{gap} CIDEr against {baseline.name}, {gap.clips} clips", str(gap))
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from configs import follow_up
 from configs.errors import ConfigError
-from configs.model_configs import CONFIGS
 from configs.overrides import apply_values, parse_assignments
 from configs.schema import RunConfig
 from probes.findings.finding import Finding, Link
@@ -69,7 +68,9 @@ def next_step(
             _changed(follow_up.differences(run.config, apply_values(run.config, rates))),
         )
     if not run.finished and run.checkpoint is None:
-        command = shlex.join(["safe-train", _known(run.config.name), "--resume", str(run.path)])
+        command = shlex.join(
+            ["safe-train", follow_up.command_name(run.config), "--resume", str(run.path)]
+        )
         return NextStep("resume", command, f"the run stopped at step {run.last_step}")
     unknown = [o for o in outcomes if o.criterion.decides and o.grade is Grade.UNKNOWN]
     if unknown:
@@ -170,8 +171,3 @@ def _rollback(run: Run) -> NextStep:
 
 def _changed(differences: Sequence[tuple[str, Any, Any]]) -> tuple[str, ...]:
     return tuple(f"{key}: {old} -> {new}" for key, old, new in differences)
-
-
-def _known(name: str) -> str:
-    """A command of ``safe-train``; when resuming any will do, the run's folder decides."""
-    return name if name in CONFIGS else next(iter(CONFIGS))

@@ -5,15 +5,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from probes.findings.finding import Finding, Link
-from probes.findings.judge import judge
-from probes.findings.settings import Settings
+from probes.findings.finding import Finding
 from reports.chain import ChainLink, chain
 from reports.checklist import Item, checklist
 from reports.claims import ClaimCheck, audit
 from reports.criteria import CRITERIA
 from reports.criterion import Outcome
-from reports.grade import Grade
 from reports.run import Run, read_run
 from reports.schema import json_safe
 from reports.verdict import Verdict, decide
@@ -46,20 +43,13 @@ class Report:
         """
         run = run if isinstance(run, Run) else read_run(run)
         run = run if baseline is None else replace(run, baseline=baseline)
-        findings = tuple(judge(run.log, Settings()))
         outcomes = tuple(criterion.judge(run) for criterion in CRITERIA)
-        return cls(run, outcomes, findings, decide(run, outcomes, findings))
+        return cls(run, outcomes, run.findings, decide(run, outcomes))
 
     @cached_property
     def chain(self) -> tuple[ChainLink, ...]:
         """The signal path, link by link."""
-        links = {"audio_influence": Link.INFLUENCE, "hears_its_clip": Link.SCORE,
-                 "final_cider": Link.SCORE, "beats_constant": Link.SCORE}  # fmt: skip
-        missed = {
-            links[o.criterion.name] for o in self.outcomes
-            if o.criterion.name in links and o.grade in (Grade.FAIL, Grade.PARTIAL)
-        }  # fmt: skip
-        return chain(self.run, self.findings, missed)
+        return chain(self.run, self.findings, self.outcomes)
 
     @cached_property
     def claims(self) -> tuple[ClaimCheck, ...]:

@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 from configs.errors import SafeError
 from configs.schema import RunConfig
 from probes.findings.facts import Facts
+from probes.findings.finding import Finding
+from probes.findings.judge import judge
 from probes.record import Record, RecordLog
 from probes.scores import score_records
 from reports.errors import ReportError
 from reports.owner import read_owner
+from reports.printed import as_float
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,6 +127,23 @@ class Run:
     def log(self) -> RecordLog:
         """Probes and scores as records, oldest first."""
         return RecordLog([*self.probed, *score_records(self.evaluation, self.now)])
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the records mean: the root cause first, then along the chain."""
+        return tuple(judge(self.log))
+
+    @property
+    def scores(self) -> Mapping[str, Any]:
+        """Of the captions that heard their own clip; empty without a final evaluation."""
+        found = self.evaluation.get("scores")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def per_clip_cider(self) -> dict[str, float]:
+        """Clip id to CIDEr x 100 in the final evaluation; NaN for what is no number."""
+        found = self.scores.get("per_clip_cider")
+        return {k: as_float(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
     @cached_property
     def facts(self) -> Facts:

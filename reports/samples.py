@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from reports.player import player
-from reports.printed import as_float
 from reports.run import Run
 
 OWN = "own audio"
@@ -48,10 +47,8 @@ def samples(run: Run, audio: bool = True) -> tuple[Samples, ...]:
         audio: whether to embed the clips' sounds.
     """
     rows = [row for row in run.captions.values() if isinstance(row.get(OWN), str)]
-    scored = run.evaluation.get("scores")
-    found = scored.get("per_clip_cider") if isinstance(scored, dict) else None
-    per_clip = found if isinstance(found, dict) else {}
-    scores = np.array([as_float(per_clip.get(row["clip"])) for row in rows])
+    per_clip = run.per_clip_cider
+    scores = np.array([per_clip.get(row["clip"], np.nan) for row in rows])
     return tuple(
         Samples(title, tuple(_sample(run, rows[i], scores[i], audio) for i in chosen))
         for title, chosen in _choose(scores)

@@ -61,10 +61,10 @@ def decision_of(outcomes: Sequence[Outcome]) -> Decision:
     return Decision.PROCEED if grades == {Grade.PASS} else Decision.PARTIAL
 
 
-def decide(run: Run, outcomes: Sequence[Outcome], findings: Sequence[Finding]) -> Verdict:
+def decide(run: Run, outcomes: Sequence[Outcome]) -> Verdict:
     """The verdict on a run; the same outcomes give the same one."""
     decision = decision_of(outcomes)
-    root = root_cause(findings)
+    root = root_cause(run.findings)
     broken = root if root is not None and root.severity is Severity.ERROR else None
     return Verdict(
         decision,

@@ -13,7 +13,6 @@ from typing import Any
 
 from configs.errors import SafeError
 from probes.findings.finding import Finding
-from probes.findings.judge import judge
 from probes.record import Record
 from reports.errors import ReportError
 from reports.owner import read_owner
@@ -106,7 +105,7 @@ class Watched:
             evaluation=read_run(self.folder).evaluation if evaluated else self._run.evaluation,
         )
         if measured_anew or evaluated:
-            self._findings = tuple(judge(self._run.log))
+            self._findings = self._run.findings
 
     @property
     def run(self) -> Run:

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
 from configs.errors import CheckpointError, SafeError
-from configs.model_configs import CONFIGS
+from configs.follow_up import command_name
 from configs.overrides import dotted_fields
 from configs.schema import RunConfig
 from configs.yaml_text import dump_yaml
@@ -367,8 +367,7 @@ class _Training:
     def _how_to_go_on(self) -> str:
         position, total = self.trainer.position, self.trainer.total_steps
         where = "RUN" if self.directory is None else shlex.quote(str(self.directory.path))
-        name = self.experiment.config.name
-        command = name if name in CONFIGS else next(iter(CONFIGS))  # any will do, the run decides
+        command = command_name(self.experiment.config)
         return (
             f"{self.interrupt.signal_name or 'a signal'} received: saved at step {position.step} "
             f"of {total}; go on with: safe-train {command} --resume {where}"
