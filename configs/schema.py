@@ -76,6 +76,8 @@ class FusionConfig(Section):
     """Upper bound that the residual gate is clamped to; the lower bound is 0."""
     gate_warmup_steps: int = 0
     """Optimizer steps over which the gate is faded in linearly; 0 switches the warm-up off."""
+    skip_first_token: bool = False
+    """Leave the token at position 0 alone: where it is the attention sink, audio unsettles it."""
 
     def __post_init__(self) -> None:
         self.check_types()

@@ -52,14 +52,20 @@ class GatedResidual(nn.Module):
         self.maximum = float(maximum)
         self.residual_scale = nn.Parameter(torch.tensor(float(initial)))
 
-    def forward(self, hidden: Tensor, branch: Tensor, gate: float) -> Tensor:
+    def forward(
+        self, hidden: Tensor, branch: Tensor, gate: float, skipped: Tensor | None = None
+    ) -> Tensor:
         """Add the gated branch.
 
         Args:
             hidden: [B, T, H] hidden states that leave the decoder layer.
             branch: [B, T, H] output of the cross-attention.
             gate: outer gate times warm-up factor, 0 to 1.
+            skipped: [B, T] or [1, T] bool, True for a token that nothing is added to; None for
+                none.
         """
+        if skipped is not None:
+            branch = branch.masked_fill(skipped[..., None], 0.0)
         scale, clamped = self.residual_scale, self.residual_scale.detach().clamp(0.0, self.maximum)
         # torch's own clamp has no gradient on its very edges, where a gate may start
         strength = gate * torch.where(scale == clamped, scale, clamped)
@@ -118,7 +124,13 @@ class FusionBlock(nn.Module):
         return self._heads(self.k_proj(tokens)), self._heads(self.v_proj(tokens))
 
     def forward(
-        self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, gate: float
+        self,
+        hidden: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        gate: float,
+        skipped: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B, T, H] with the audio added.
 
@@ -128,13 +140,14 @@ class FusionBlock(nn.Module):
             value: [B, kv_heads, N, d].
             mask: [B, N] bool or None, tokens in use.
             gate: outer gate times warm-up factor.
+            skipped: [B, T] or [1, T] bool or None, tokens that hear nothing.
         """
         query = self._heads(self.q_proj(self.query_norm(hidden)))
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         weights = self.attention(query, key, mask)
         heard = (weights @ value).transpose(1, 2).flatten(-2)
-        return self.residual(hidden, self.o_proj(heard), gate)
+        return self.residual(hidden, self.o_proj(heard), gate, skipped)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, S, heads*d] to [B, heads, S, d]."""

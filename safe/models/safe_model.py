@@ -148,10 +148,14 @@ class SAFEModel(nn.Module):
         try:
             if audio is not None and gate != 0.0:
                 tokens, mask = self.audio_tokens(audio, seconds)
+                skip = self.config.fusion.skip_first_token
                 for index, block in self.fusion.blocks().items():
-                    hook = _FusionHook(block, *block.keys_values(tokens), mask, gate)
+                    hook = _FusionHook(block, *block.keys_values(tokens), mask, gate, skip)
                     # first in the row: every other hook sees what really leaves the layer
-                    handles.append(self.layers[index].register_forward_hook(hook, prepend=True))
+                    handle = self.layers[index].register_forward_hook(
+                        hook, prepend=True, with_kwargs=True
+                    )
+                    handles.append(handle)
             yield
         finally:
             for handle in handles:
@@ -188,6 +192,10 @@ class SAFEModel(nn.Module):
             backbone_inputs: passed to the backbone, e.g. ``pixel_values``.
         """
         _check_count(input_ids, audio, seconds)
+        skip = self.config.fusion.skip_first_token
+        if skip and attention_mask is not None and not backbone_inputs:
+            # counted as generate() does: padding on the left must not take position 0
+            backbone_inputs = {"position_ids": (attention_mask.long().cumsum(-1) - 1).clamp(min=0)}
         with self.hearing(audio, seconds):
             hidden = self.backbone.model(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False,
@@ -243,17 +251,36 @@ class _FusionHook:
     """Forward hook of one decoder layer: adds the audio to the hidden states that leave it."""
 
     def __init__(
-        self, block: nn.Module, key: Tensor, value: Tensor, mask: Tensor | None, gate: float
+        self,
+        block: nn.Module,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        gate: float,
+        skip_first_token: bool,
     ) -> None:
-        self.block, self.gate = block, gate
+        self.block, self.gate, self.skip_first_token = block, gate, skip_first_token
         self.clips: tuple[Tensor, Tensor, Tensor | None] = (key, value, mask)
         self.audio = self.clips
 
-    def __call__(self, _layer: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+    def __call__(
+        self, _layer: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
         hidden = hidden_of(output)
         if hidden.shape[0] != self.audio[0].shape[0]:
             self.audio = self._repeated(hidden.shape[0])
-        return replace_hidden(output, self.block(hidden, *self.audio, self.gate))
+        skipped = self._first(kwargs, hidden) if self.skip_first_token else None
+        return replace_hidden(output, self.block(hidden, *self.audio, self.gate, skipped))
+
+    def _first(self, kwargs: dict[str, Any], hidden: Tensor) -> Tensor:
+        """[B or 1, T] the tokens at position 0; padding on the left counts as such, too."""
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            raise ModelError(
+                "model.fusion.skip_first_token = True: this decoder does not tell its layers the "
+                "positions of their tokens; set it to false"
+            )
+        return (positions == 0).to(hidden.device)
 
     def _repeated(self, batch: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Each clip's audio for ``batch / clips`` adjacent texts, as beam search lays them out."""

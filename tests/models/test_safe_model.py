@@ -273,6 +273,48 @@ def test_beam_search_equals_teacher_forcing(make_model, text_batch, audio_batch,
 
 
 @pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_skipped_first_token_hears_nothing_also_while_generating(
+    make_model, text_batch, audio_batch, kind, beams
+):
+    ids, mask = text_batch(left=True)
+    model = make_model(kind, fusion={"skip_first_token": True})
+    first = mask.long().argmax(1), torch.arange(3)
+    with_mask = {"input_ids": ids, "attention_mask": mask}
+    untouched = model.backbone(**with_mask, output_hidden_states=True).hidden_states
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with model.hearing(audio_batch(3)):
+        heard = model.backbone(
+            **with_mask, position_ids=positions, output_hidden_states=True
+        ).hidden_states
+    for before, after in zip(untouched[2:], heard[2:], strict=True):
+        same = (before - after).abs().amax(-1) < 1e-4  # rounding of other positions: 3e-6
+        assert same[first[1], first[0]].all()
+        assert not same[:, -3:].any()  # what real tokens after it hear
+    out = model.generate(
+        ids, mask, audio_batch(3), max_new_tokens=5, num_beams=beams, num_return_sequences=beams,
+        do_sample=False, eos_token_id=None, pad_token_id=2,
+    )  # fmt: skip
+    full = torch.cat([mask, torch.ones(3, 5, dtype=mask.dtype)], 1).repeat_interleave(beams, 0)
+    forced = model(out, full, audio_batch(3).repeat_interleave(beams, 0)).logits
+    if beams == 1:
+        assert torch.equal(forced[:, ids.shape[1] - 1 : -1].argmax(-1), out[:, ids.shape[1] :])
+    everywhere = make_model(kind)(out, full, audio_batch(3).repeat_interleave(beams, 0)).logits
+    assert not torch.allclose(forced, everywhere, atol=1e-2)
+
+
+def test_skipping_needs_positions(make_model, text_batch, audio_batch):
+    ids, _ = text_batch()
+    model = make_model(fusion={"skip_first_token": True})
+    model.layers[1].register_forward_pre_hook(
+        lambda _m, args, kwargs: (args, {k: v for k, v in kwargs.items() if k != "position_ids"}),
+        with_kwargs=True,
+    )
+    with pytest.raises(ModelError, match="skip_first_token = True: .* set it to false"):
+        model(ids, audio=audio_batch(3))
+
+
+@pytest.mark.parametrize("beams", [1, 3])
 def test_audio_keys_and_values_are_computed_once_per_clip(
     make_model, text_batch, audio_batch, beams
 ):
