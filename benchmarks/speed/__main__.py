@@ -2,10 +2,8 @@
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from benchmarks.speed.pairs import Ratio
 from benchmarks.speed.subjects import available, subject
 from benchmarks.speed.tables import probe_tables
 from benchmarks.speed.training import training_tables
+from benchmarks.versions import versions
 from safe.fetch import is_fetched
 
 PARTS = ("probes", "training", "commands")
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no part {min(unknown)!r}; there are {', '.join(PARTS)}")
     parts = args.parts or list(PARTS)
     torch.set_num_threads(args.threads)
-    about = _about(args.threads)
+    about: dict[str, Any] = {**versions(LIBRARIES), "threads": args.threads}
     print(" ".join(f"{name} {value}" for name, value in about.items()))
     names = [args.backbone] if args.backbone else available()
     found: list[dict[str, Any]] = []
@@ -59,18 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         whole = {"about": about, "accuracy": accuracy, "figures": found}
         args.json.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     return 0
-
-
-def _about(threads: int) -> dict[str, Any]:
-    versions = {name: _version(name) for name in ("torch", "transformers", "numpy", *LIBRARIES)}
-    return {"python": platform.python_version(), **versions, "threads": threads}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _show(tables: Iterable[list[Ratio]]) -> list[dict[str, Any]]:

@@ -140,7 +140,7 @@ def _own_tensors(model: SAFEModel) -> dict[str, Tensor]:
     """Projector, residual gates and a random base (no seed gives it back) by name."""
     tensors = {f"projector.{name}": t for name, t in model.projector.state_dict().items()}
     for index, block in model.fusion.blocks().items():
-        tensors[f"fusion.{index}.residual.residual_scale"] = block.residual.residual_scale.detach()
+        tensors |= block.residual.state_dict(prefix=f"fusion.{index}.residual.")
         if model.config.fusion.base == "random":
             for name in PROJECTIONS:
                 weight = getattr(block, name).base_layer.weight

@@ -1,0 +1,64 @@
+"""The rows as one table in Markdown."""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from benchmarks.case_study.variants import VARIANTS
+
+Row = dict[str, Any]
+_HEAD = (
+    "run", "seeds", "CIDEr", "heard", "unheard", "another's audio", "first loss", "last loss",
+    "contribution before", "probes before", "after", "gap",
+)  # fmt: skip
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line per variant: means over its seeds, and the extremes where there are several.
+
+    ``contribution before``: of the fusion layers before the first step, least to most;
+    ``probes before``: the root cause among the findings; ``after``: the verdict;
+    ``gap``: what another clip's audio costs on validation clips, nats/token.
+    """
+    lines = [_line(_HEAD), _line(["---"] * len(_HEAD))]
+    for name, variant in VARIANTS.items():
+        found = [row for row in rows if row["variant"] == name]
+        if found:
+            lines.append(_line([variant.title, *_cells(found)]))
+    return "\n".join(lines)
+
+
+def _cells(rows: Sequence[Row]) -> list[str]:
+    layers = [value for row in rows for value in row["before"]["contribution"].values()]
+    return [
+        str(len(rows)),
+        _score(rows, "cider"),
+        _score(rows, "heard"),
+        _score(rows, "unheard"),
+        f"{fmean(row['controls'][ANOTHER] for row in rows):.1f}",
+        f"{fmean(row['first_loss'] for row in rows):.1f}",
+        f"{fmean(row['last_loss'] for row in rows):.2f}",
+        f"{min(layers):.2g} to {max(layers):.2g}",
+        _every(row["before"]["root"] or "fine" for row in rows),
+        _every(row["verdict"] for row in rows),
+        f"{fmean(row['after']['influence'] for row in rows):.2f}",
+    ]
+
+
+ANOTHER = "another clip's audio"
+
+
+def _score(rows: Sequence[Row], part: str) -> str:
+    values = [row[part]["value"] for row in rows]
+    if len(values) == 1:
+        low, high = rows[0][part]["interval"]
+        return f"{values[0]:.0f} [{low:.0f}, {high:.0f}]"
+    return f"**{fmean(values):.0f}** ({min(values):.0f} to {max(values):.0f})"
+
+
+def _every(words: Any) -> str:
+    return ", ".join(dict.fromkeys(words))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

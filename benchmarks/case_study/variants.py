@@ -1,0 +1,100 @@
+"""The runs of the case study: the seed's two configurations and what lies between them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from configs.follow_up import flat
+from configs.model_configs import get_config
+from configs.overrides import apply_values
+from configs.schema import RunConfig
+
+FIXES: dict[str, tuple[str, ...]] = {
+    "capacity": (
+        "model.fusion.layers", "model.fusion.lora_rank", "model.projector.num_tokens",
+    ),
+    "scale": ("model.projector.scale",),
+    "gate": ("model.fusion.gate_init", "model.fusion.gate_max"),
+    "no warm-up": ("model.fusion.gate_warmup_steps",),
+    "rates": ("optim.lr_projector", "optim.lr_adapter", "retention.variant"),
+}  # fmt: skip
+"""The five fixes of Phase 1, each by the values it changes. Source: seed, sections 1 to 5."""
+MAIN_SEEDS, SEEDS = (0, 1, 2), (0,)
+_SKIP = {"model.fusion.skip_first_token": True}
+_RESAMPLER = {"model.projector.kind": "resampler"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One configuration of the case study."""
+
+    name: str
+    """Name of its runs' folders, with the seed behind it."""
+    title: str
+    """What the table calls it."""
+    base: str = "phase1"
+    """Configuration that it changes."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted keys and their values."""
+    calibrated: bool = False
+    """Whether scale and gate are those that ``safe-probe calibrate`` proposes for it."""
+    layer_norms: bool = False
+    """Whether a LayerNorm follows the projector's scale, and another one the gate."""
+    seeds: tuple[int, ...] = SEEDS
+    """Seeds that it is run with."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration, made for the seed's backbone, before any calibration."""
+        return apply_values(get_config(self.base), self.values)
+
+
+def _without(fix: str) -> Variant:
+    baseline = flat(get_config("full"))
+    return Variant(
+        f"phase1-without-{_slug(fix)}", f"phase1 without {fix}",
+        values={key: baseline[key] for key in FIXES[fix]},
+        seeds=MAIN_SEEDS if fix == "scale" else SEEDS,
+    )  # fmt: skip
+
+
+def _with(fix: str) -> Variant:
+    phase1 = flat(get_config("phase1"))
+    return Variant(
+        f"full-with-{_slug(fix)}", f"baseline with {fix}", base="full",
+        values={key: phase1[key] for key in FIXES[fix]},
+    )  # fmt: skip
+
+
+def _slug(fix: str) -> str:
+    return fix.replace(" ", "-")
+
+
+_SMALL = {key: flat(get_config("full"))[key] for name in ("scale", "gate") for key in FIXES[name]}
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant("full", "baseline (full)", base="full", seeds=MAIN_SEEDS),
+        Variant("phase1", "phase1, all five fixes", seeds=MAIN_SEEDS),
+        *map(_without, FIXES),
+        *map(_with, FIXES),
+        Variant("calibrated", "phase1, calibrated", calibrated=True, seeds=MAIN_SEEDS),
+        Variant("layer-norms", "phase1 with both LayerNorms", layer_norms=True),
+        Variant(
+            "layer-norms-without-scale-and-gate", "the same without scale and gate",
+            values=_SMALL, layer_norms=True,
+        ),
+        Variant("resampler", "resampler, calibrated", values=_RESAMPLER, calibrated=True),
+        Variant(
+            "resampler-local", "resampler of local features, calibrated",
+            values=_RESAMPLER | {"model.audio_features": "local"}, calibrated=True,
+        ),
+        Variant("phase1-skip-first", "phase1, position 0 left alone", values=_SKIP),
+        Variant(
+            "calibrated-skip-first", "calibrated, position 0 left alone", values=_SKIP,
+            calibrated=True,
+        ),
+        Variant("blind", "phase1, one embedding for all", values={"data.audio": "mean"}),
+    )
+}  # fmt: skip
+"""Every variant by name, in the order of the table."""
