@@ -31,9 +31,9 @@ from torch import Tensor
 from probes.batch import Batch
 from probes.context import Context
 from probes.errors import ProbeError
+from probes.norms import Floats
 from probes.record import Record, Rows
 from probes.session import Call
-from probes.statistics import Floats
 
 ONE_HOT = 0.99
 """A row is one-hot when its largest weight exceeds this."""

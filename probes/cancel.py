@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from probes.batch import Batch
 from probes.dials import Dial
 from probes.names import modules_by_name
+from probes.norms import precise_norm
 from probes.resolved_path import ResolvedPath
 from probes.session import Call, Session
-from probes.statistics import precise_norm
 
 FAR = (60.0, 10.0, 3.0, 1.7, 0.6)
 """Factors, best first: far away a normalisation still holds, where a bias that only dominates for

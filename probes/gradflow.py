@@ -46,11 +46,11 @@ from probes.context import Context
 from probes.errors import ProbeError
 from probes.gradient_tally import GradientTally
 from probes.ledger import Reason, State
+from probes.norms import precise_norm
 from probes.record import Record, Rows
 from probes.resolved_path import ResolvedPath
 from probes.session import Mode, Session
 from probes.slopes import Slope, fine_enough, slopes
-from probes.statistics import precise_norm
 from probes.trial_step import fingerprint, trial_step
 
 Place = tuple[str, int | None]

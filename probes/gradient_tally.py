@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from probes.ledger import State
-from probes.statistics import precise_norm
+from probes.norms import precise_norm
 
 
 class GradientTally:

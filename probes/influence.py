@@ -36,9 +36,9 @@ from probes.context import Context
 from probes.controls import Swapped, may_lack_signal, noisy, silent, swapped
 from probes.logits import counted
 from probes.loss import token_losses
+from probes.norms import Floats
 from probes.record import Record, Rows
 from probes.session import Session
-from probes.statistics import Floats
 from probes.switch import FusionSwitch, can_be_zero, gates_at_zero
 from probes.tally import Positions, Tally
 

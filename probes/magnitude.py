@@ -13,6 +13,7 @@ Records (layer None is the input of the decoder):
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +22,12 @@ from torch import Tensor
 from probes.batch import Batch, Positions
 from probes.context import Context
 from probes.errors import ProbeError
+from probes.norms import Floats, PassNorms
 from probes.record import Record, Rows
 from probes.resolved_path import ResolvedPath
 from probes.session import Call, Session
-from probes.signal_tokens import SignalTokens
-from probes.statistics import Floats, TokenNorms, TokenPool, percentile, token_norms
+from probes.signal_tokens import SignalTokens, as_tokens
+from probes.statistics import Indices, TokenPool, percentile, report_pools
 
 
 def measure(context: Context) -> list[Record]:
@@ -39,11 +41,22 @@ def measure(context: Context) -> list[Record]:
     with context.session() as session:
         meter.install(session)
         for batch in context.need_batches("magnitude"):
-            meter.begin(batch)
-            session.forward(batch)
-            meter.end()
+            # a token beyond float32's squares is rare: then once more, with wider sums
+            if not meter.look(session, batch):
+                meter.look(session, batch, wide=True)
         meter.report(rows, session.forwards)
     return rows.records
+
+
+class _Part(NamedTuple):
+    """Something that is held against the hidden states it was added to."""
+
+    statistic: str
+    layer: int
+    part: int
+    """Number of its norms."""
+    hidden: int
+    """Number of the norms of the hidden states."""
 
 
 class _Meter:
@@ -60,13 +73,19 @@ class _Meter:
         self.calls = dict.fromkeys(path.fusion, 0)
         self.after: dict[int, int] = {}
 
-    def begin(self, batch: Batch) -> None:
-        """Forget the last forward pass."""
-        self.batch = batch
+    def look(self, session: Session, batch: Batch, *, wide: bool = False) -> bool:
+        """Measure one forward pass; False, and nothing is kept, when float32 is too narrow."""
+        self.batch, self.wide = batch, wide
+        self.norms = PassNorms(wide=wide)
         self.entered = -1
-        self.hidden: dict[int | None, TokenNorms] = {}
+        self.shapes: list[torch.Size] = []
+        self.hidden: dict[int | None, int] = {}
+        self.projected: list[int] = []
+        self.parts: list[_Part] = []
         self.fused: set[int] = set()
         self.positions: Positions | None = None
+        session.forward(batch)
+        return self._keep()
 
     def install(self, session: Session) -> None:
         """Watch the projector, the decoder layers and the fusion."""
@@ -85,7 +104,10 @@ class _Meter:
                 session.watch(module, partial(self._called, index))
 
     def _project(self, call: Call) -> None:
-        self.tokens.add(call.result, self.path.scale)
+        tokens = as_tokens(call.result)
+        self.projected.append(self._norms_of(tokens))
+        if not self.wide:  # a second look at the same batch must not count twice
+            self.tokens.add(tokens, self.path.scale)
 
     def _enter(self, layer: int, call: Call) -> None:
         """A decoder layer starts. Its input is the reference for a branch inside the layer."""
@@ -105,7 +127,11 @@ class _Meter:
             found = self.batch.positions(hidden.shape, self.path.spec.splice)
             signal = None if found.signal is None else found.signal.cpu()
             self.positions = Positions(found.text.cpu(), signal)
-        self.hidden[place] = token_norms(hidden)
+        self.hidden[place] = self._norms_of(hidden)
+
+    def _norms_of(self, tensor: Tensor) -> int:
+        self.shapes.append(tensor.shape[:-1])
+        return self.norms.add(tensor)
 
     def _called(self, layer: int, _call: Call) -> None:
         self.calls[layer] += 1
@@ -155,37 +181,47 @@ class _Meter:
         return _wide(branch) * (gate.to(branch.device, _wide(branch[:0]).dtype) * outer)
 
     def _ratio(self, statistic: str, layer: int, part: Tensor) -> None:
-        """Keep ||part|| / ||hidden|| of the ordinary text tokens."""
-        hidden, positions = self.hidden[layer], self.positions
-        assert positions is not None
-        l2 = token_norms(part).l2
-        if l2.shape != hidden.l2.shape:
+        """Hold ||part|| against ||hidden|| of the ordinary text tokens."""
+        hidden = self.hidden[layer]
+        if part.shape[:-1] != self.shapes[hidden]:
             raise ProbeError(
-                f"the branch of layer {layer} has {list(l2.shape)} tokens, the hidden states "
-                f"{list(hidden.l2.shape)}; name the module that returns [B, T, H]"
+                f"the branch of layer {layer} has {list(part.shape[:-1])} tokens, the hidden "
+                f"states {list(self.shapes[hidden])}; name the module that returns [B, T, H]"
             )
-        chosen = positions.text.numpy() & hidden.ordinary & (hidden.l2 > 0)
-        self.ratios.setdefault((statistic, layer), []).append(l2[chosen] / hidden.l2[chosen])
+        self.parts.append(_Part(statistic, layer, self._norms_of(part), hidden))
 
-    def end(self) -> None:
+    def _keep(self) -> bool:
         """Sort the tokens of this forward pass into text and signal."""
         if self.positions is None:
             raise ProbeError("the decoder layers of the signal path were never called")
-        for place, norms in self.hidden.items():
-            self.text[place].add(norms, self.positions.text.numpy())
-            if self.positions.signal is not None:
-                self.signal[place].add(norms, self.positions.signal.numpy())
+        norms = self.norms.read()
+        if norms is None:
+            return False
+        text, signal = (_indices(mask) for mask in self.positions)
+        for place, number in self.hidden.items():
+            self.text[place].add(norms[number], text)
+            if signal is not None:
+                self.signal[place].add(norms[number], signal)
+        for number in self.projected:
+            self.tokens.pool.add(norms[number])
+        for statistic, layer, part, number in self.parts:
+            hidden = norms[number]
+            chosen = (hidden.ordinary & (hidden.l2 > 0)).reshape(-1)[text]
+            size = hidden.l2.reshape(-1)[text][chosen].astype(np.float64)
+            ratio = norms[part].l2.reshape(-1)[text][chosen] / size
+            self.ratios.setdefault((statistic, layer), []).append(ratio)
+        return True
 
     def report(self, rows: Rows, forwards: int) -> None:
         """Write all records."""
-        for place in self.places:
-            self.text[place].report(rows, "text", place)
+        report_pools(rows, "text", self.text)
         rows.add("projector", "calls", self.tokens.calls / forwards, "calls/forward")
         if self.tokens.calls:
             self.tokens.report(rows)
+        if self.spliced:
+            report_pools(rows, "signal", self.signal)
         for place in self.places:
             if self.spliced:
-                self.signal[place].report(rows, "signal", place)
                 self._compare(rows, "signal", self.signal[place], place)
             else:
                 self._compare(rows, "projector", self.tokens.pool, place)
@@ -215,6 +251,11 @@ class _Meter:
             for name, percent in (("p5", 5), ("median", 50), ("p95", 95)):
                 value = percentile(values, percent)
                 rows.add("fusion", f"contribution_{name}", value, "ratio", layer)
+
+
+def _indices(mask: Tensor | None) -> Indices | None:
+    """Flat indices of the positions in a mask [B, T]."""
+    return None if mask is None else np.flatnonzero(mask.numpy())
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ from probes.context import Context
 from probes.errors import ProbeError
 from probes.logits import counted
 from probes.loss import token_losses
+from probes.norms import token_norms
 from probes.proposal import Reading, Setting
 from probes.record import RecordLog
 from probes.resolved_path import ResolvedPath
 from probes.session import Call, Session
 from probes.snapshot import keep_values
-from probes.statistics import TokenPool, token_norms
+from probes.statistics import TokenPool
 from probes.switch import FusionSwitch
 
 
@@ -96,7 +97,7 @@ class _Norm:
         if self._waiting and call.result.dim() == 3:
             self._waiting = False
             text = self.batch.positions(call.result.shape, self.path.spec.splice).text
-            self.pool.add(token_norms(call.result), text.cpu().numpy())
+            self.pool.add(token_norms(call.result), np.flatnonzero(text.cpu().numpy()))
 
 
 def _loss(session: Session, context: Context) -> float | None:

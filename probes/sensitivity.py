@@ -32,10 +32,10 @@ from probes.context import Context
 from probes.controls import texts
 from probes.dials import Dial, dials
 from probes.logits import changes, counted
+from probes.norms import Floats, token_norms
 from probes.record import Record, Rows
 from probes.session import Session
 from probes.signal_places import Place, SignalPlaces
-from probes.statistics import Floats, token_norms
 
 FACTORS = (0.6, 1.7)
 """Not powers of two: a dial that works through a normalisation leaves a trace of rounding, one that

@@ -13,6 +13,8 @@ from probes import snapshot
 from probes.batch import Batch
 
 Mode = Literal["eval", "train", "as_found"]
+_CASTING = ("cpu", "cuda")
+"""Kinds of devices that autocast knows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,8 @@ class Session:
         self._in_backward = False
 
     def __enter__(self) -> "Session":
-        modules, parameters = list(self.model.modules()), list(self.model.parameters())
+        modules = snapshot.all_modules(self.model)
+        parameters = snapshot.all_parameters(modules)
         with ExitStack() as stack:
             stack.callback(snapshot.keep_random_state())
             stack.callback(snapshot.keep_training_flags(modules))
@@ -166,10 +169,10 @@ class Session:
     def _look(self, look: Watcher, call: Call) -> None:
         if self._in_backward:
             return
-        kind = next((t.device.type for t in call.tensors), "cpu")
-        casting = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
-        plain = torch.autocast(kind, enabled=False) if casting else nullcontext()
-        with torch.no_grad(), plain:
+        with ExitStack() as stack, torch.no_grad():
+            for kind in _CASTING:
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
             look(call)
 
 

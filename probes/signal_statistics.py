@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 import torch
 from torch import Tensor
 
+from probes.norms import token_norms
 from probes.record import Rows
 from probes.signal_tokens import MeanCosine
-from probes.statistics import token_norms
 
 Text = tuple[int, ...]
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from probes.record import Rows
-from probes.statistics import TokenPool, token_norms
+from probes.statistics import TokenPool, report_pools
 
 SATURATED = 0.99
 """An element is saturated when it exceeds this share of the projector's scale."""
@@ -37,39 +37,40 @@ class MeanCosine:
         return (squared - self.count) / (self.count * (self.count - 1))
 
 
+def as_tokens(output: Tensor) -> Tensor:
+    """[B, N, H] of what a projector returned; [B, W] is read as one token per clip."""
+    return output[:, None] if output.dim() == 2 else output.flatten(1, -2)
+
+
 class SignalTokens:
-    """Collects the projector's outputs [B, N, H] (or [B, W], read as one token per clip)."""
+    """Collects the tokens [B, N, H] of the projector; their norms are for others to pool."""
 
     def __init__(self) -> None:
         self.pool = TokenPool()
+        """Norms of the tokens."""
         self.calls = 0
-        self._elements = self._saturated = 0
+        self._elements = 0
+        self._saturated: list[Tensor] = []
         self._clips = MeanCosine()
-        self._within: list[float] = []
+        self._within: list[Tensor] = []
         self._low: Tensor | None = None
         self._high: Tensor | None = None
         self._comparable = True
         self._rows = 0
 
-    def add(self, output: Tensor, scale: float | None) -> None:
-        """Look at one output.
+    def add(self, tokens: Tensor, scale: float | None) -> None:
+        """Look at the tokens of one batch.
 
         Args:
-            output: what the projector returned.
+            tokens: [B, N, H].
             scale: largest possible absolute value of an element, if known.
         """
-        tokens = output[:, None] if output.dim() == 2 else output.flatten(1, -2)
         self.calls += 1
         self._rows += tokens.shape[0]
-        self.pool.add(token_norms(tokens))
         if scale is not None:
             self._elements += tokens.numel()
-            self._saturated += int((tokens.abs() > SATURATED * scale).sum())
-        for clip in tokens:
-            cosine = MeanCosine()
-            cosine.add(clip)
-            if cosine.value is not None:
-                self._within.append(cosine.value)
+            self._saturated.append((tokens.abs() > SATURATED * scale).sum())
+        self._within.append(_cosines_within(tokens.double()))
         self._compare(tokens)
 
     def _compare(self, tokens: Tensor) -> None:
@@ -86,13 +87,15 @@ class SignalTokens:
 
     def report(self, rows: Rows) -> None:
         """Add the statistics of component ``projector``."""
-        self.pool.report(rows, "projector", None)
+        report_pools(rows, "projector", {None: self.pool})
         if self._elements:
-            share = self._saturated / self._elements
+            share = sum(map(int, self._saturated)) / self._elements
             rows.add("projector", "saturated", share, "share")
         if self._within:
-            within = sum(self._within) / len(self._within)
-            rows.add("projector", "cosine_between_tokens", within, "cosine")
+            cosine, count = torch.cat(self._within, dim=1).cpu()
+            if (count > 1).any():
+                within = cosine[count > 1].mean()
+                rows.add("projector", "cosine_between_tokens", within, "cosine")
         if not self._comparable or self._rows < 2 or self._low is None or self._high is None:
             return
         size = self._low.abs().maximum(self._high.abs())
@@ -100,3 +103,15 @@ class SignalTokens:
         rows.add("projector", "dead_units", dead.double().mean().item(), "share")
         if self._clips.value is not None:
             rows.add("projector", "cosine_between_clips", self._clips.value, "cosine")
+
+
+def _cosines_within(tokens: Tensor) -> Tensor:
+    """[2, B] mean cosine over all pairs of each clip's tokens [B, N, H], and how many have one.
+
+    The mean means nothing where fewer than two do: a zero vector has no direction.
+    """
+    length = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
+    units = torch.where(length != 0, tokens / length, 0)
+    count = (length != 0).sum((-2, -1)).double()
+    squared = units.sum(-2).square().sum(-1)
+    return torch.stack(((squared - count) / (count * (count - 1)), count))

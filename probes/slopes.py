@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from probes.norms import precise_norm
 from probes.snapshot import keep_random_state
-from probes.statistics import precise_norm
 
 DRAWS = 3
 """Random directions of each component."""

@@ -15,6 +15,23 @@ from torch import Tensor, nn
 Restore = Callable[[], None]
 
 
+def all_modules(model: nn.Module) -> list[nn.Module]:
+    """Every module once, as ``model.modules()``, but without making up their names."""
+    found: dict[nn.Module, None] = {}
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found[module] = None
+            waiting += [child for child in module._modules.values() if child is not None]
+    return list(found)
+
+
+def all_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Every parameter of these modules once."""
+    return list({p: None for m in modules for p in m._parameters.values() if p is not None})
+
+
 def keep_training_flags(modules: Iterable[nn.Module]) -> Restore:
     """Remember each module's ``training`` flag; they may differ from part to part."""
     flags = [(module, module.training) for module in modules]

@@ -1,90 +1,21 @@
-"""The cheap statistics of hidden states: two norms per token, and everything else from those.
+"""The cheap statistics of tokens: percentiles, means with and without attention sinks.
 
 RMS per element, largest element and L2 per token are different things; each is named. Attention
 sinks (tokens with one huge element) are kept apart, because they would rule every mean.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from probes.norms import Floats, Mask, TokenNorms
 from probes.record import Rows
 
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-
-SINK_RATIO = 20.0
-"""A token is a sink when max|h| / RMS reaches this; impossible below hidden size 400."""
-_SAFE = (1e-15, 1e15)
-"""Peaks within which float32 squares neither vanish nor overflow."""
-_RELIABLE = (1e-10, 1e30)
-"""Norms of which float32 squares have lost nothing: what vanished is too small to count, and what
-overflowed is infinite."""
-
-
-class TokenNorms(NamedTuple):
-    """What is kept of hidden states [B, T, H]."""
-
-    l2: Floats
-    """[B, T] L2 norm of each token."""
-    peak: Floats
-    """[B, T] largest absolute element of each token."""
-    width: int
-    """H."""
-
-    @property
-    def finite(self) -> Mask:
-        """[B, T] tokens without NaN or infinity."""
-        return np.isfinite(self.l2)
-
-    @property
-    def sinks(self) -> Mask:
-        """[B, T] attention sinks."""
-        with np.errstate(invalid="ignore"):
-            found: Mask = self.peak >= SINK_RATIO * self.l2 / np.sqrt(self.width)
-        return found & (self.l2 > 0) & self.finite
-
-    @property
-    def ordinary(self) -> Mask:
-        """[B, T] finite tokens that are not sinks."""
-        return self.finite & ~self.sinks
-
-
-def token_norms(hidden: Tensor) -> TokenNorms:
-    """The norms of hidden states [..., H], accumulated in float32 (float64 for float64).
-
-    Nothing of the size of ``hidden`` is allocated, but for tokens whose squares would leave the
-    range of float32. One transfer brings both norms from an accelerator.
-    """
-    accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    norm = torch.linalg.vector_norm(hidden, dim=-1, dtype=accumulate)
-    # twenty times as fast as the norm of order infinity, which is not vectorised
-    largest = torch.maximum(hidden.amax(-1), -hidden.amin(-1)).to(accumulate)
-    l2, peak = torch.stack((norm, largest)).cpu().double().numpy()
-    extreme = ((peak > 0) & (peak < _SAFE[0])) | ((peak > _SAFE[1]) & (peak < np.inf))
-    if extreme.any():
-        tokens = hidden[torch.from_numpy(extreme).to(hidden.device)].double()
-        l2[extreme] = torch.linalg.vector_norm(tokens, dim=-1).cpu().numpy()
-    return TokenNorms(l2, peak, hidden.shape[-1])
-
-
-def precise_norm(tensor: Tensor) -> float:
-    """L2 norm of a tensor of any size: float32 within rows, float64 over the rows.
-
-    As fast as a float32 norm. Rounding errors stay those of one row (at most about 1e-6, of random
-    rows 1e-10), where float32 throughout is off by 1e-3 for 28 million elements. Exactly 0 only
-    for a tensor of zeros.
-    """
-    tensor = tensor.detach()
-    if 0 < tensor.numel() != tensor.shape[-1:].numel() and tensor.dtype != torch.float64:
-        rows = tensor.reshape(-1, tensor.shape[-1])
-        norm = float(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).double().norm())
-        if _RELIABLE[0] <= norm < _RELIABLE[1]:
-            return norm
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+Indices = NDArray[np.intp]
+Counts = NDArray[np.int64]
+PERCENTILES = {"p5": 5, "median": 50, "p95": 95}
 
 
 class TokenPool:
@@ -95,18 +26,22 @@ class TokenPool:
         self.excluded = 0
         self._parts: list[tuple[Floats, Floats]] = []
 
-    def add(self, norms: TokenNorms, mask: Mask | None = None) -> None:
-        """Add the tokens of a batch that are True in ``mask`` [B, T]; None for all."""
-        chosen = np.ones_like(norms.l2, dtype=bool) if mask is None else mask
+    def add(self, norms: TokenNorms, chosen: Indices | None = None) -> None:
+        """Add the tokens of a batch at the flat indices ``chosen``; None for all."""
         self.width = norms.width
-        self.excluded += int((~chosen).sum())
-        self._parts.append((norms.l2[chosen], norms.peak[chosen]))
+        l2, peak = norms.l2.reshape(-1), norms.peak.reshape(-1)
+        if chosen is not None:
+            self.excluded += l2.size - chosen.size
+            l2, peak = l2[chosen], peak[chosen]
+        self._parts.append((l2, peak))
 
     def norms(self) -> TokenNorms:
         """All tokens added so far, [n]."""
-        l2 = np.concatenate([p[0] for p in self._parts] or [np.empty(0)])
-        peak = np.concatenate([p[1] for p in self._parts] or [np.empty(0)])
-        return TokenNorms(l2, peak, self.width)
+        if len(self._parts) != 1:
+            pairs = [(np.empty(0, np.float32),) * 2, *self._parts]
+            l2, peak = (np.concatenate(side) for side in zip(*pairs, strict=True))
+            self._parts = [(l2, peak)]
+        return TokenNorms(*self._parts[0], self.width)
 
     @property
     def l2_median(self) -> float:
@@ -114,34 +49,115 @@ class TokenPool:
         norms = self.norms()
         return median(norms.l2[norms.ordinary])
 
-    def report(self, rows: Rows, component: str, layer: int | None) -> None:
-        """Add the statistics: counts always, norms when there is an ordinary token."""
-        norms = self.norms()
-        finite, sinks = norms.finite, norms.sinks
-        ordinary = finite & ~sinks
 
-        def add(statistic: str, value: float, unit: str) -> None:
-            rows.add(component, statistic, value, unit, layer)
+def stacked(pools: Sequence[TokenPool]) -> TokenNorms:
+    """[P, n] norms of P pools that hold as many tokens of one width."""
+    norms = [pool.norms() for pool in pools]
+    l2, peak = np.stack([n.l2 for n in norms]), np.stack([n.peak for n in norms])
+    return TokenNorms(l2, peak, pools[0].width)
 
-        add("tokens", norms.l2.size, "tokens")
-        add("excluded", self.excluded, "tokens")
-        add("sinks", sinks.sum(), "tokens")
-        add("nonfinite", (~finite).sum(), "tokens")
-        if sinks.any():
-            add("sink_l2_median", median(norms.l2[sinks]), "L2/token")
-        if not ordinary.any():
-            return
-        l2 = np.sort(norms.l2[ordinary])
-        for name, percent in (("p5", 5), ("median", 50), ("p95", 95)):
-            add(f"l2_{name}", percentile(l2, percent), "L2/token")
-        add("rms_median", percentile(l2, 50) / self.width**0.5, "RMS/element")
-        add("max_abs", norms.peak[ordinary].max(), "amplitude")
-        mean = l2.mean()
-        add("l2_mean", mean, "L2/token")
-        naive = norms.l2[finite].mean()
-        add("l2_mean_with_sinks", naive, "L2/token")
-        if mean > 0:
-            add("sink_inflation", naive / mean, "ratio")
+
+class Summary(NamedTuple):
+    """Statistics of the tokens [P, n] of P places, each [P]; NaN where no token is ordinary."""
+
+    ordinary: Counts
+    """Finite tokens that are not sinks."""
+    sinks: Counts
+    """Attention sinks."""
+    nonfinite: Counts
+    """Tokens with NaN or infinity."""
+    l2: tuple[Floats, ...]
+    """Percentiles of the ordinary tokens' L2, as in :data:`PERCENTILES`."""
+    l2_mean: Floats
+    """Mean L2 of the ordinary tokens."""
+    l2_mean_with_sinks: Floats
+    """Mean L2 of all finite tokens."""
+    sink_l2_median: Floats
+    """Median L2 of the sinks; NaN where there is none."""
+    max_abs: Floats
+    """Largest absolute element of the ordinary tokens; 0 where there is none."""
+
+
+def summary(norms: TokenNorms) -> Summary:
+    """The statistics of tokens [P, n] at P places, all together.
+
+    Place by place, NumPy's calls would take longer than the norms themselves.
+    """
+    finite, sinks = norms.finite, norms.sinks
+    ordinary = finite & ~sinks
+    count = ordinary.sum(1)
+    # sorted, NaN comes last: the first ``count`` of each row are the ordinary ones
+    ordered = np.sort(_only(norms.l2, ordinary, np.nan), axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = _only(norms.l2, ordinary, 0).sum(1, dtype=np.float64) / count
+        with_sinks = _only(norms.l2, finite, 0).sum(1, dtype=np.float64) / finite.sum(1)
+    return Summary(
+        count,
+        sinks.sum(1),
+        finite.shape[1] - finite.sum(1),
+        tuple(_percentiles(ordered, count, percent) for percent in PERCENTILES.values()),
+        mean,
+        with_sinks,
+        np.array([median(row[mask]) for row, mask in zip(norms.l2, sinks, strict=True)]),
+        _only(norms.peak, ordinary, 0).max(1, initial=0),
+    )
+
+
+def _only(values: Floats, chosen: Mask, otherwise: float) -> Floats:
+    """``values`` with all that is not chosen replaced."""
+    return values if chosen.all() else np.where(chosen, values, values.dtype.type(otherwise))
+
+
+def _percentiles(ordered: Floats, count: Counts, percent: float) -> Floats:
+    """[P] percentiles of the first ``count`` of each row of ascending values [P, n]."""
+    if not ordered.shape[1]:
+        return np.full(len(ordered), np.nan)
+    last = np.maximum(count, 1) - 1
+    place = percent / 100 * last
+    below = place.astype(int)
+    row = np.arange(len(ordered))
+    low = ordered[row, below].astype(np.float64)
+    high = ordered[row, np.minimum(below + 1, last)]
+    return np.asarray(low + (place - below) * (high - low))
+
+
+def report_pools(rows: Rows, component: str, pools: Mapping[int | None, TokenPool]) -> None:
+    """Add the statistics of each layer's tokens: counts always, norms where one is ordinary."""
+    alike: dict[tuple[int, int], list[int | None]] = {}
+    for layer, pool in pools.items():
+        alike.setdefault((pool.norms().l2.size, pool.width), []).append(layer)
+    found: dict[int | None, tuple[Summary, int]] = {}
+    for layers in alike.values():
+        together = summary(stacked([pools[layer] for layer in layers]))
+        found |= {layer: (together, place) for place, layer in enumerate(layers)}
+    for layer, pool in pools.items():
+        _report(rows, component, layer, pool, *found[layer])
+
+
+def _report(
+    rows: Rows, component: str, layer: int | None, pool: TokenPool, found: Summary, place: int
+) -> None:
+    def add(statistic: str, value: float, unit: str) -> None:
+        rows.add(component, statistic, value, unit, layer)
+
+    add("tokens", pool.norms().l2.size, "tokens")
+    add("excluded", pool.excluded, "tokens")
+    add("sinks", found.sinks[place], "tokens")
+    add("nonfinite", found.nonfinite[place], "tokens")
+    if found.sinks[place]:
+        add("sink_l2_median", found.sink_l2_median[place], "L2/token")
+    if not found.ordinary[place]:
+        return
+    l2 = {name: values[place] for name, values in zip(PERCENTILES, found.l2, strict=True)}
+    for name, value in l2.items():
+        add(f"l2_{name}", value, "L2/token")
+    add("rms_median", l2["median"] / pool.width**0.5, "RMS/element")
+    add("max_abs", found.max_abs[place], "amplitude")
+    mean, with_sinks = found.l2_mean[place], found.l2_mean_with_sinks[place]
+    add("l2_mean", mean, "L2/token")
+    add("l2_mean_with_sinks", with_sinks, "L2/token")
+    if mean > 0:
+        add("sink_inflation", with_sinks / mean, "ratio")
 
 
 def median(values: Floats) -> float:

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from probes.batch import IGNORED
 from probes.logits import changes, divergence
+from probes.norms import Floats
 from probes.record import Rows
-from probes.statistics import Floats
 
 THIRDS = ("first", "middle", "last")
 

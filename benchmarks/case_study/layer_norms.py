@@ -33,12 +33,10 @@ class NormalisedResidual(GatedResidual):
         super().__init__(gated.residual_scale.item(), gated.maximum)
         self.norm = nn.LayerNorm(hidden_size)
 
-    def forward(
-        self, hidden: Tensor, branch: Tensor, gate: float, skipped: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, hidden: Tensor, branch: Tensor, gate: float) -> Tensor:
         """Add the normalised gated branch; see :class:`GatedResidual`."""
         nothing = hidden.new_zeros(()).expand_as(hidden)
-        gated = super().forward(nothing.float(), branch.float(), gate, skipped)
+        gated = super().forward(nothing.float(), branch.float(), gate)
         return hidden + cast(Tensor, self.norm(gated)).to(hidden.dtype)
 
 

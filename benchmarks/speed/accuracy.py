@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed.layer_norms import of_states
-from probes.statistics import precise_norm, token_norms
+from probes.norms import precise_norm, token_norms
 
 
 def errors() -> dict[str, float]:
@@ -30,7 +30,7 @@ def kept_bytes() -> dict[str, int]:
         states = [torch.zeros(rows, 64, 576)] * 30
         inputs = {"input_ids": torch.ones(rows, 64, dtype=torch.long)}
         tracemalloc.start()
-        records = of_states(states, inputs)
+        records = of_states(states, inputs).records()
         found[f"{rows} x 64 tokens"] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         del records

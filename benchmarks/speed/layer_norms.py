@@ -1,18 +1,17 @@
 """Residual statistics of all decoder layers in one forward pass, by our probes' own pieces."""
 
 from collections.abc import Mapping
-from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.speed.subjects import Subject
 from probes.batch import Batch
+from probes.norms import PassNorms
 from probes.record import Record, Rows
-from probes.session import Call, Session
-from probes.statistics import TokenPool, token_norms
+from probes.session import Session
+from probes.statistics import Summary, TokenPool, report_pools, stacked, summary
 
 Inputs = Mapping[str, Tensor]
 
@@ -20,46 +19,52 @@ Inputs = Mapping[str, Tensor]
 class LayerStatistics:
     """The full statistic set of the hidden states that leave each decoder layer."""
 
-    def __init__(self, count: int, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs) -> None:
         self.batch = Batch(inputs, "input_ids")
-        self.pools = [TokenPool() for _ in range(count)]
-        self.text: NDArray[np.bool_] | None = None
+        self.norms = PassNorms()
+        self.shape = torch.Size()
 
-    def look(self, index: int, hidden: Tensor) -> None:
-        """Take the norms of the text tokens that leave layer ``index``, [B, T, H]."""
-        if self.text is None:
-            self.text = self.batch.positions(hidden.shape).text.numpy()
-        self.pools[index].add(token_norms(hidden), self.text)
+    def look(self, hidden: Tensor) -> None:
+        """Take the norms of the tokens that leave the next layer, [B, T, H]."""
+        self.shape = hidden.shape
+        self.norms.add(hidden)
+
+    def pools(self) -> dict[int | None, TokenPool]:
+        """The text tokens of every layer."""
+        text = np.flatnonzero(self.batch.positions(self.shape).text.numpy())
+        pools: dict[int | None, TokenPool] = {}
+        for index, norms in enumerate(self.norms.read() or []):
+            pools[index] = TokenPool()
+            pools[index].add(norms, text)
+        return pools
+
+    def summary(self) -> Summary:
+        """The same numbers as arrays, by layer."""
+        return summary(stacked(list(self.pools().values())))
 
     def records(self) -> list[Record]:
-        """Percentiles, medians, sinks and largest elements of every layer."""
+        """Percentiles, medians, sinks and largest elements of the text tokens of every layer."""
         rows = Rows("magnitude", 0)
-        for index, pool in enumerate(self.pools):
-            pool.report(rows, "text", index)
+        report_pools(rows, "text", self.pools())
         return rows.records
 
 
 def in_one_forward(subject: Subject, inputs: Inputs) -> list[Record]:
     """Open a session, watch all layers, run the model once, write the records."""
-    layers = subject.backbone.layers
-    statistics = LayerStatistics(len(layers), inputs)
-
-    def look(index: int, call: Call) -> None:
-        statistics.look(index, call.result)
-
+    statistics = LayerStatistics(inputs)
     with Session(subject.lm) as session:
-        for index, layer in enumerate(layers):
-            session.watch(layer, partial(look, index))
+        for layer in subject.backbone.layers:
+            session.watch(layer, lambda call: statistics.look(call.result))
         session.forward(statistics.batch)
     return statistics.records()
 
 
-def of_states(states: list[Tensor], inputs: Inputs) -> list[Record]:
-    """The same work on hidden states that lie ready: nothing but the statistics."""
-    statistics = LayerStatistics(len(states), inputs)
-    for index, state in enumerate(states):
-        statistics.look(index, state)
-    return statistics.records()
+def of_states(states: list[Tensor], inputs: Inputs) -> LayerStatistics:
+    """The norms of hidden states that lie ready."""
+    statistics = LayerStatistics(inputs)
+    for state in states:
+        statistics.look(state)
+    return statistics
 
 
 def states_of(subject: Subject, inputs: Inputs) -> list[Tensor]:

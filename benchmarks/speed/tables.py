@@ -62,7 +62,7 @@ def statistics_alone(subject: Subject) -> list[Ratio]:
             torch.linalg.vector_norm(state, dim=-1, out=out)
 
     ways = {
-        STATISTICS: lambda: of_states(states, inputs),
+        STATISTICS: lambda: of_states(states, inputs).records(),
         "clone": lambda: [state.clone() for state in states],
         "var_mean": lambda: [torch.var_mean(state, dim=-1) for state in states],
         "norm, RMS, max|h| and median, one by one": lambda: [_one_by_one(s) for s in states],

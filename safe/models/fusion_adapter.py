@@ -52,20 +52,14 @@ class GatedResidual(nn.Module):
         self.maximum = float(maximum)
         self.residual_scale = nn.Parameter(torch.tensor(float(initial)))
 
-    def forward(
-        self, hidden: Tensor, branch: Tensor, gate: float, skipped: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, hidden: Tensor, branch: Tensor, gate: float) -> Tensor:
         """Add the gated branch.
 
         Args:
             hidden: [B, T, H] hidden states that leave the decoder layer.
             branch: [B, T, H] output of the cross-attention.
             gate: outer gate times warm-up factor, 0 to 1.
-            skipped: [B, T] or [1, T] bool, True for a token that nothing is added to; None for
-                none.
         """
-        if skipped is not None:
-            branch = branch.masked_fill(skipped[..., None], 0.0)
         scale, clamped = self.residual_scale, self.residual_scale.detach().clamp(0.0, self.maximum)
         # torch's own clamp has no gradient on its very edges, where a gate may start
         strength = gate * torch.where(scale == clamped, scale, clamped)
@@ -140,14 +134,17 @@ class FusionBlock(nn.Module):
             value: [B, kv_heads, N, d].
             mask: [B, N] bool or None, tokens in use.
             gate: outer gate times warm-up factor.
-            skipped: [B, T] or [1, T] bool or None, tokens that hear nothing.
+            skipped: [B, T] or [1, T] bool, True for tokens that hear nothing; None for none.
         """
         query = self._heads(self.q_proj(self.query_norm(hidden)))
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         weights = self.attention(query, key, mask)
         heard = (weights @ value).transpose(1, 2).flatten(-2)
-        return self.residual(hidden, self.o_proj(heard), gate, skipped)
+        branch = self.o_proj(heard)
+        if skipped is not None:
+            branch = branch.masked_fill(skipped[..., None], 0.0)
+        return self.residual(hidden, branch, gate)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, S, heads*d] to [B, heads, S, d]."""

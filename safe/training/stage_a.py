@@ -141,7 +141,7 @@ class StageA:
         share = self._sum_over_processes(self._backward(window, tokens))
         for callback in self.callbacks:
             callback.on_gradients(self, number)
-        loss, norms, gate = self._numbers(share)
+        loss, norms = self._loss_and_norms(share)
         lr = {
             group["name"]: group["lr"]
             for group in self.optimizer.param_groups
@@ -164,7 +164,7 @@ class StageA:
             clips=sum(len(batch) for batch in window),
             grad_norm=norms,
             lr=lr,
-            gate=gate,
+            gate=self._gates(),
             outer_gate=self.model.outer_gate.effective,
             skipped=not finite,
             skipped_clips=() if finite else self._clip_ids(window),
@@ -234,16 +234,18 @@ class StageA:
             loss = self.accelerator.reduce(loss, "sum")
         return loss
 
-    def _numbers(self, loss: Tensor) -> tuple[float, dict[str, float], dict[int, float]]:
-        """Loss, gradient norms and gates before the update; the device is waited for once."""
-        groups, blocks = self.model.trainable_groups(), self.model.fusion.blocks()
+    def _loss_and_norms(self, share: Tensor) -> tuple[float, dict[str, float]]:
+        """The loss, and the norm of the whole gradient and of each group's."""
+        groups = self.model.trainable_groups()
         grads = [[p.grad for p in g.values() if p.grad is not None] for g in groups.values()]
-        values = [loss, *map(torch.nn.utils.get_total_norm, grads)]
-        values += [block.residual.residual_scale.detach() for block in blocks.values()]
-        found, *rest = torch.stack([x.to(loss.device, torch.float32) for x in values]).tolist()
-        norms = dict(zip(groups, rest, strict=False))
-        gate = dict(zip(blocks, rest[len(groups) :], strict=True))
-        return found, {"total": math.hypot(*norms.values()), **norms}, gate
+        loss, *found = _numbers([share, *map(torch.nn.utils.get_total_norm, grads)])
+        return loss, {"total": math.hypot(*found), **dict(zip(groups, found, strict=True))}
+
+    def _gates(self) -> dict[int, float]:
+        """residual_scale by fusion layer."""
+        blocks = self.model.fusion.blocks()
+        scales = [block.residual.residual_scale.detach() for block in blocks.values()]
+        return dict(zip(blocks, _numbers(scales), strict=True))
 
     def _count(self, finite: bool) -> None:
         self.position.step += 1
@@ -305,3 +307,10 @@ class StageA:
             "optim.lr_projector or model.projector.scale, or check the clips with "
             "`safe-train data check ROOT`"
         )
+
+
+def _numbers(scalars: Sequence[Tensor]) -> list[float]:
+    """Scalars, wherever they are, by one transfer: each would make its device wait."""
+    here = [scalar.to(scalars[0].device, torch.float32) for scalar in scalars]
+    found: list[float] = torch.stack(here).tolist()
+    return found

@@ -52,7 +52,7 @@ def test_statistics_cost_a_few_plain_norms() -> None:
         for state in states:
             torch.linalg.vector_norm(state, dim=-1, out=out)
 
-    ways = {"ours": lambda: of_states(states, inputs)}
+    ways = {"ours": lambda: of_states(states, inputs).records()}
     _, ours = take_turns("norms", plain, ways, pairs=PAIRS)
     assert ours.ratio < 15.0, ours  # measured: 4; four statistics one by one: 40
 

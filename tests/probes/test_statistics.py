@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from probes.norms import SINK_RATIO, precise_norm, token_norms
 from probes.record import RecordLog, Rows
-from probes.signal_tokens import MeanCosine, SignalTokens
-from probes.statistics import SINK_RATIO, TokenPool, precise_norm, token_norms
+from probes.signal_tokens import MeanCosine, SignalTokens, as_tokens
+from probes.statistics import TokenPool, report_pools
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Norms accumulate in float32 over up to 600 elements: worst seen 2e-6.
@@ -24,7 +25,7 @@ def _random(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float3
 
 def _report(pool: TokenPool) -> dict[str, float]:
     rows = Rows("test", 0)
-    pool.report(rows, "text", 3)
+    report_pools(rows, "text", {3: pool})
     assert {(r.component, r.layer) for r in rows.records} == {("text", 3)}
     return {r.statistic: r.value for r in rows.records}
 
@@ -44,7 +45,7 @@ def test_pool_against_numpy(
     mask = rng.random((2, batch, length)) < keep
     pool = TokenPool()
     for part, chosen in zip(hidden, mask, strict=True):
-        pool.add(token_norms(part), chosen)
+        pool.add(token_norms(part), np.flatnonzero(chosen))
     found = _report(pool)
 
     plain = hidden.double().numpy()[mask]
@@ -166,8 +167,9 @@ def test_signal_tokens_against_numpy(clips: int, tokens: int, width: int, seed: 
 
 
 def test_flat_projector_output_is_one_token_per_clip() -> None:
-    collector = SignalTokens()
-    collector.add(torch.ones(3, 4), None)
+    collector, output = SignalTokens(), as_tokens(torch.ones(3, 4))
+    collector.add(output, None)
+    collector.pool.add(token_norms(output))
     rows = Rows("test", 0)
     collector.report(rows)
     log = RecordLog(rows.records)
