@@ -10,16 +10,18 @@ from typing import Any
 import torch
 
 from benchmarks.speed.accuracy import errors, kept_bytes
-from benchmarks.speed.commands import Seconds, check_command, params_command, quick_commands
+from benchmarks.speed.commands import check_command, params_command, quick_commands
+from benchmarks.speed.growth import probe_curve, training_curves
 from benchmarks.speed.layer_peers import LIBRARIES
 from benchmarks.speed.pairs import Ratio
 from benchmarks.speed.subjects import available, subject
 from benchmarks.speed.tables import probe_tables
 from benchmarks.speed.training import training_tables
+from benchmarks.speed.volume import data_rates, report_command
 from benchmarks.versions import versions
 from safe.fetch import is_fetched
 
-PARTS = ("probes", "training", "commands")
+PARTS = ("probes", "training", "commands", "growth", "volume")
 _LARGE_PAIRS = 7
 
 
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch (default 1)")
     parser.add_argument("--backbone", choices=available(), help="only this one (default: all)")
-    parser.add_argument("--run", type=Path, help="a finished run, to time `safe-probe report`")
+    parser.add_argument("--run", type=Path, help="a finished run, to time reports of it")
     args = parser.parse_args(argv)
     unknown = set(args.parts) - set(PARTS)
     if unknown:
@@ -53,7 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             found += _show(training_tables(subject(name), encoder, _LARGE_PAIRS))
     if "commands" in parts:
         found += _show([params_command()])
-        found += _show_seconds([*quick_commands(args.run), check_command()])
+        found += _show_each(
+            "commands, each in a new process", [*quick_commands(args.run), check_command()]
+        )
+    if "growth" in parts:
+        found += _show_each("growth of an optimizer step", training_curves())
+        found += _show_each("growth of the probes", [probe_curve()])
+    if "volume" in parts:
+        found += _show_each("data sets", data_rates())
+        if args.run is not None:
+            found += _show_each("reports", [report_command(args.run)])
     if args.json:
         whole = {"about": about, "accuracy": accuracy, "figures": found}
         args.json.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
@@ -70,12 +81,12 @@ def _show(tables: Iterable[list[Ratio]]) -> list[dict[str, Any]]:
     return found
 
 
-def _show_seconds(commands: Iterable[Seconds]) -> list[dict[str, Any]]:
-    print("\ncommands, each in a new process")
+def _show_each(title: str, lines: Iterable[Any]) -> list[dict[str, Any]]:
+    print(f"\n{title}")
     found = []
-    for command in commands:
-        print(command, flush=True)
-        found.append(command.to_json())
+    for line in lines:
+        print(line, flush=True)
+        found.append(line.to_json())
     return found
 
 

@@ -68,8 +68,13 @@ def quick_commands(run: Path | None) -> Iterator[Seconds]:
 
 def check_command() -> Seconds:
     """``safe-probe check`` on the embedded default, everything included."""
-    found = [_spent(_MAIN, ["check", "--config", "demo"]) for _ in range(3)]
-    return _seconds("safe-probe check --config demo", found, CHECK_SECONDS, "wall", None)
+    line = ["check", "--config", "demo"]
+    return timed_command("safe-probe check --config demo", line, CHECK_SECONDS, "wall")
+
+
+def timed_command(what: str, line: Sequence[str], goal: float, of: str, turns: int = 3) -> Seconds:
+    """A ``safe-probe`` command in new processes."""
+    return _seconds(what, [_spent(_MAIN, line) for _ in range(turns)], goal, of, None)
 
 
 def params_command() -> list[Ratio]:
