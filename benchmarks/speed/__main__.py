@@ -10,14 +10,16 @@ from typing import Any
 import torch
 
 from benchmarks.speed.accuracy import errors, kept_bytes
+from benchmarks.speed.captioning import captioning
 from benchmarks.speed.commands import check_command, params_command, quick_commands
 from benchmarks.speed.growth import probe_curve, training_curves
 from benchmarks.speed.layer_peers import LIBRARIES
 from benchmarks.speed.pairs import Ratio
 from benchmarks.speed.subjects import available, subject
 from benchmarks.speed.tables import probe_tables
-from benchmarks.speed.training import training_tables
+from benchmarks.speed.training import Bench, training_tables
 from benchmarks.speed.volume import data_rates, report_command
+from benchmarks.speed.watching import watching
 from benchmarks.versions import versions
 from safe.fetch import is_fetched
 
@@ -52,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "training" in parts:
         for name in names:
             encoder = "aisfx" if name != "embedded" and is_fetched("aisfx") else "embedded"
-            found += _show(training_tables(subject(name), encoder, _LARGE_PAIRS))
+            bench = Bench(subject(name), encoder)
+            found += _show(training_tables(bench, _LARGE_PAIRS))
+            found += _show([captioning(bench.subject, _LARGE_PAIRS), watching(bench, _LARGE_PAIRS)])
     if "commands" in parts:
         found += _show([params_command()])
         found += _show_each(

@@ -164,12 +164,12 @@ def same_losses(bench: Bench) -> dict[str, float]:
     return losses
 
 
-def training_tables(subject: Subject, encoder: str, pairs: int) -> list[list[Ratio]]:
+def training_tables(bench: Bench, pairs: int) -> list[list[Ratio]]:
     """Our step against the floor, and every other way against ours."""
-    bench = Bench(subject, encoder)
     for name, loss in same_losses(bench).items():
         print(f"  loss before the first step, {name.strip():<44} {loss:.6f} nats/token")
-    shape = f"{subject.name} and {encoder}, {ACCUMULATION} x {MICRO_BATCH} clips"
+    pieces = f"{bench.subject.name} and {bench.encoder.name}"
+    shape = f"{pieces}, {len(bench.window)} x {MICRO_BATCH} clips"
     floor = take_turns(
         f"{shape}: floor of a step", bench.floor, {"safe-train: step": bench.ours},
         {"safe-train: step": 1.25}, pairs,

@@ -1,0 +1,30 @@
+"""What the probes of a running training cost, spread over the steps between two looks."""
+
+from dataclasses import replace
+
+from benchmarks.speed.pairs import Ratio, take_turns
+from benchmarks.speed.training import Bench
+from probes.diagnosis import diagnose
+from safe_probe.watch import CHEAP, ProbeWatch, batches_of
+
+EVERY, AT_MOST = 50, 1.01
+
+
+def watching(bench: Bench, pairs: int) -> list[Ratio]:
+    """A training probed every 50 steps against one that is not.
+
+    One look is timed against one step; 50 steps of which one is followed by a look then cost
+    1 + look / 50 of 50 steps.
+    """
+    watch = ProbeWatch()
+    batches = batches_of(bench.dataset, 0, watch.batches, watch.batch_size)
+
+    def look() -> None:
+        diagnose(bench.model, batches, optimizer=bench.trainer.optimizer, probes=CHEAP, step=1)
+
+    clips = sum(map(len, bench.window))
+    table = f"{bench.subject.name}, {EVERY} optimizer steps of {clips} clips"
+    name = f"safe-probe: {' and '.join(CHEAP)} every {EVERY} steps"
+    noise, found = take_turns(table, bench.ours, {name: look}, {name: AT_MOST}, pairs)
+    low, middle, high = (1 + ratio / EVERY for ratio in (found.low, found.ratio, found.high))
+    return [noise, replace(found, ratio=middle, low=low, high=high)]
