@@ -1,8 +1,10 @@
 """A text-only language model put into the LLaVA class, so that one trainer serves both."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import (
     AutoModel,
     CLIPVisionConfig,
@@ -10,9 +12,11 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedModel,
 )
+from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from configs.errors import ModelError
+from safe.models.placement import execution_device
 
 _TINY_VISION: dict[str, Any] = {
     "hidden_size": 16,
@@ -48,15 +52,17 @@ def llava_from_causal_lm(lm: PreTrainedModel, tokenizer: Any) -> LlavaForConditi
     """Put a causal language model into the LLaVA class with a tiny random vision tower.
 
     The decoder and the output head are the given modules themselves: nothing is copied, tied
-    weights stay tied, and text logits are bitwise those of ``lm``. The vision tower and its
-    projector are random (seed 0), untrained, and only there so that the class is complete.
+    weights stay tied, and text logits are bitwise those of ``lm``; what its family does to them
+    behind the head is done by a hook on the head. The vision tower and its projector are random
+    (seed 0), untrained, and only there so that the class is complete.
 
     Args:
         lm: a Llama, Qwen2, Mistral or similar ``*ForCausalLM`` with ``get_decoder()``.
         tokenizer: its tokenizer, to find a token that can stand for an image.
 
     Raises:
-        ModelError: the model has no decoder or no output embeddings.
+        ModelError: the model has no decoder or no output embeddings, or does something to its
+            logits that is not known here.
     """
     decoder, head = lm.get_decoder(), lm.get_output_embeddings()
     if not hasattr(decoder, "layers") or head is None:
@@ -80,6 +86,43 @@ def llava_from_causal_lm(lm: PreTrainedModel, tokenizer: Any) -> LlavaForConditi
         model.model.multi_modal_projector = LlavaMultiModalProjector(config).to(head.weight)
     model.model.language_model = decoder
     model.lm_head = head
+    own = None if execution_device(head).type == "meta" else _logits(lm)
+    if (change := _behind_the_head(text_config)) is not None:
+        head.register_forward_hook(change)
+    if own is not None and not torch.equal(own, _logits(model)):
+        raise ModelError(
+            f"{type(lm).__name__} does something to its logits behind the output head that is not "
+            "known here; use a model of one of the families in docs/backbones.md"
+        )
     if lm.generation_config is not None:
         model.generation_config = lm.generation_config
     return model
+
+
+def _behind_the_head(config: Any) -> Callable[[nn.Module, Any, Tensor], Tensor] | None:
+    """What a family does to its logits: caps (Gemma 2), divides (Granite), scales (Cohere)."""
+    if cap := getattr(config, "final_logit_softcapping", None):
+        return lambda _head, _args, logits: torch.tanh(logits / cap) * cap
+    if divisor := getattr(config, "logits_scaling", None):
+        return lambda _head, _args, logits: logits / divisor
+    if factor := getattr(config, "logit_scale", None):
+        return lambda _head, _args, logits: logits * factor
+    return None
+
+
+@torch.no_grad()
+def _logits(model: Any) -> Tensor:
+    """Logits of a fixed hidden state by the model's own forward, its decoder left out."""
+    decoder, embeddings = model.get_decoder(), model.get_input_embeddings()
+    hidden = torch.linspace(-1, 1, embeddings.weight.shape[-1])[None, None]
+    hidden = hidden.to(execution_device(embeddings), model.dtype)
+    found = vars(decoder).get("forward")  # accelerate's, when it has put one there
+    decoder.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=hidden)
+    try:
+        ids = torch.zeros(1, 1, dtype=torch.long, device=hidden.device)
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    finally:
+        del decoder.forward
+        if found is not None:
+            decoder.forward = found
+    return logits

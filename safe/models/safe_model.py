@@ -196,18 +196,34 @@ class SAFEModel(nn.Module):
         if skip and attention_mask is not None and not backbone_inputs:
             # counted as generate() does: padding on the left must not take position 0
             backbone_inputs = {"position_ids": (attention_mask.long().cumsum(-1) - 1).clamp(min=0)}
-        with self.hearing(audio, seconds):
-            hidden = self.backbone.model(
+        supervised = None if labels is None else labels[:, 1:] != IGNORED
+        with self.hearing(audio, seconds), self._head_sees(supervised):
+            logits = self.backbone(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False,
                 **backbone_inputs,
-            ).last_hidden_state  # fmt: skip
-        head = self.backbone.get_output_embeddings()
+            ).logits  # fmt: skip
         if labels is None:
-            return FusedOutput(head(hidden), None)
-        supervised = labels[:, 1:] != IGNORED
-        logits = head(hidden[:, :-1][supervised.to(hidden.device)])
+            return FusedOutput(logits, None)
         target = labels[:, 1:][supervised].to(logits.device)
         return FusedOutput(logits, F.cross_entropy(logits.float(), target, reduction="sum"))
+
+    @contextmanager
+    def _head_sees(self, supervised: Tensor | None) -> Iterator[None]:
+        """Give the output head [M, H], the M supervised of [B, T-1] positions (None: all).
+
+        The backbone's own forward then does to the logits what its family does (Gemma caps them).
+        """
+        if supervised is None:
+            yield
+            return
+        head = self.backbone.get_output_embeddings()
+        handle = head.register_forward_pre_hook(
+            lambda _head, args: (args[0][:, :-1][supervised.to(args[0].device)],)
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @torch.no_grad()
     def generate(
