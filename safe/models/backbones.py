@@ -19,7 +19,7 @@ from safe.models.hub import (
     weight_files,
 )
 from safe.models.layer_output import hidden_of, replace_hidden
-from safe.models.prompts import LLAVA_15, SMOLLM2, family_prompt, prompt_in
+from safe.models.prompts import LLAVA_15, SMOLLM2, family_prompt, load_tokenizer, prompt_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -271,12 +271,7 @@ def _sees(model: "PreTrainedModel", tokenizer: Any, folder: Path) -> bool:
 
 def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
     """Load model and tokenizer of a folder by the architecture in its config.json."""
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        AutoTokenizer,
-    )
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     if not weight_files(folder):
         raise ModelError(f"{name}: no *.safetensors in {folder}; copy or download it again")
@@ -291,7 +286,7 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> tuple[Any,
             model, info = loader.from_pretrained(
                 folder, trust_remote_code=False, output_loading_info=True, **options
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = load_tokenizer(folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(

@@ -2,8 +2,10 @@
 
 After decoder layer L: ``hidden + gate * clamp(residual_scale, 0, max) * branch``, where the branch
 attends from the hidden states (query) to the audio tokens (key, value) through the decoder layer's
-own self-attention projections, frozen and shared, each with a LoRA. Nothing normalises after the
-projector's scale or after the gate.
+own self-attention projections, frozen and shared, each with a LoRA. Whatever else the layer does
+to its queries, keys and scores (norms, scaling, a cap) is done here too, because the projections
+were trained under it; but for positions, which audio tokens do not have. Nothing normalises the
+values or the branch: the projector's scale and the gate keep their effect.
 """
 
 from collections.abc import Mapping
@@ -18,11 +20,21 @@ from configs.schema import FusionConfig
 from safe.models.placement import execution_device
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_NORMS = ("q_norm", "k_norm")
 _QUANTIZED = {"Linear8bitLt": "is_loaded_in_8bit", "Linear4bit": "is_loaded_in_4bit"}
 
 
 class AudioAttention(nn.Module):
-    """Softmax attention over the audio tokens; parameter-free, so a probe can read its output."""
+    """Softmax attention over the audio tokens; parameter-free, so a probe can read its output.
+
+    Args:
+        scaling: factor of the scores, usually 1 / sqrt(d).
+        cap: the scores' bound, reached smoothly as ``tanh(scores / cap) * cap``; None for none.
+    """
+
+    def __init__(self, scaling: float, cap: float | None = None) -> None:
+        super().__init__()
+        self.scaling, self.cap = scaling, cap
 
     def forward(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
         """Attention weights [B, heads, T, N], summing to 1 over N.
@@ -32,7 +44,9 @@ class AudioAttention(nn.Module):
             key: [B, heads, N, d].
             mask: [B, N] bool, False for an audio token that must not be attended to, or None.
         """
-        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        scores = query @ key.transpose(-1, -2) * self.scaling
+        if self.cap is not None:
+            scores = torch.tanh(scores / self.cap) * self.cap
         if mask is not None:
             unused = ~mask[:, None, None, :].to(scores.device)  # layers may be on many devices
             scores = scores.masked_fill(unused, float("-inf"))
@@ -74,33 +88,31 @@ class FusionBlock(nn.Module):
     """The cross-attention of one decoder layer.
 
     Args:
-        layer: the decoder layer; its self-attention has q_proj, k_proj, v_proj, o_proj, and its
-            ``input_layernorm`` prepares the query as those projections are used to.
+        layer: the decoder layer, whose ``self_attn`` has q_proj, k_proj, v_proj and o_proj, and
+            q_norm and k_norm in some families. Its ``input_layernorm`` prepares the query as those
+            projections are used to; families that normalise only after the attention have none.
         config: rank, base, gate.
 
     Raises:
-        ModelError: the layer has no such projections.
+        ModelError: the layer has no such projections, or an attention of a kind of its own.
     """
 
     def __init__(self, layer: Any, config: FusionConfig) -> None:
         super().__init__()
-        attention: Any = getattr(layer, "self_attn", None)
-        missing = [f"self_attn.{name}" for name in PROJECTIONS if not hasattr(attention, name)]
-        missing += [] if hasattr(layer, "input_layernorm") else ["input_layernorm"]
-        if missing:
-            raise ModelError(
-                f"decoder layer {type(layer).__name__} has no {', '.join(missing)}; "
-                "fusion supports Llama, Qwen2 and Mistral type decoders"
-            )
+        attention = _attention_of(layer)
         own = {name: getattr(attention, name) for name in PROJECTIONS}
         base = own if config.base == "shared" else {n: _random_like(m) for n, m in own.items()}
         self.q_proj: Any = base["q_proj"]
         self.k_proj: Any = base["k_proj"]
         self.v_proj: Any = base["v_proj"]
         self.o_proj: Any = base["o_proj"]
+        self.q_norm, self.k_norm = (getattr(attention, name, nn.Identity()) for name in _NORMS)
         self.head_dim = int(attention.head_dim)
-        self.query_norm = layer.input_layernorm
-        self.attention = AudioAttention()
+        self.query_norm = getattr(layer, "input_layernorm", nn.Identity())
+        self.attention = AudioAttention(
+            float(getattr(attention, "scaling", self.head_dim**-0.5)),
+            getattr(attention, "attn_logit_softcapping", None),
+        )
         self.residual = GatedResidual(config.gate_init, config.gate_max)
 
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,8 +126,8 @@ class FusionBlock(nn.Module):
         """
         tokens = tokens.to(self.residual.residual_scale.device)
         if not torch.is_autocast_enabled(tokens.device.type):
-            tokens = tokens.to(self.query_norm.weight.dtype)
-        return self._heads(self.k_proj(tokens)), self._heads(self.v_proj(tokens))
+            tokens = tokens.to(self._dtype)
+        return self._heads(self.k_proj(tokens), self.k_norm), self._heads(self.v_proj(tokens))
 
     def forward(
         self,
@@ -136,7 +148,7 @@ class FusionBlock(nn.Module):
             gate: outer gate times warm-up factor.
             skipped: [B, T] or [1, T] bool, True for tokens that hear nothing; None for none.
         """
-        query = self._heads(self.q_proj(self.query_norm(hidden)))
+        query = self._heads(self.q_proj(self.query_norm(hidden)), self.q_norm)
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         weights = self.attention(query, key, mask)
@@ -146,9 +158,47 @@ class FusionBlock(nn.Module):
             branch = branch.masked_fill(skipped[..., None], 0.0)
         return self.residual(hidden, branch, gate)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """[B, S, heads*d] to [B, heads, S, d]."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+    @property
+    def _dtype(self) -> torch.dtype:
+        """What the layer computes in; a quantised projection's own type does not tell."""
+        parts: tuple[nn.Module, ...] = (self.query_norm, self.q_norm, self.o_proj)
+        return next(p.dtype for m in parts for p in m.parameters() if p.is_floating_point())
+
+    def _heads(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """[B, S, heads*d] to [B, heads, S, d], normalised over heads*d or d as ``norm`` is wide."""
+        weight = getattr(norm, "weight", None)
+        if norm is not None and weight is not None and weight.shape == x.shape[-1:]:
+            return self._heads(norm(x))
+        x = x.unflatten(-1, (-1, self.head_dim))
+        return (x if norm is None else norm(x)).transpose(1, 2)
+
+
+def _attention_of(layer: Any) -> Any:
+    """The self-attention of a decoder layer.
+
+    Raises:
+        ModelError: it lacks a projection or the norm before it, or has parts of its own, with
+            which the branch would not be what the projections were trained for.
+    """
+    attention: Any = getattr(layer, "self_attn", None)
+    missing = [f"self_attn.{name}" for name in PROJECTIONS if not hasattr(attention, name)]
+    # a family without the norm before the attention has one after the MLP (OLMo 2, EXAONE 4)
+    if not (hasattr(layer, "input_layernorm") or hasattr(layer, "post_feedforward_layernorm")):
+        missing.append("input_layernorm")
+    why = f"has no {', '.join(missing)}"
+    if not missing:
+        known = (*PROJECTIONS, *_NORMS)
+        parts = {name.partition(".")[0] for name, _ in attention.named_parameters()}
+        strange = [f"self_attn.{name}" for name in sorted(parts.difference(known))]
+        if attention.q_proj.out_features != attention.o_proj.in_features:
+            strange.append("self_attn.q_proj of another width than o_proj")
+        if not strange:
+            return attention
+        why = f"has {', '.join(strange)}, which fusion does not know"
+    raise ModelError(
+        f"decoder layer {type(layer).__name__} {why}; fusion supports attention as Llama, Qwen, "
+        "Mistral, Gemma and OLMo have it (docs/backbones.md)"
+    )
 
 
 class FusionStack(nn.ModuleDict):

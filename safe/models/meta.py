@@ -8,7 +8,7 @@ import torch
 from configs.errors import ModelError
 from safe.models.backbones import Backbone, Dtype, backbone_from_causal_lm, meta_backbone
 from safe.models.hub import EMBEDDED, config_folder, quiet_transformers
-from safe.models.prompts import SMOLLM2, family_prompt, prompt_in
+from safe.models.prompts import SMOLLM2, family_prompt, load_tokenizer, prompt_in
 
 
 def planned_backbone(name: str, dtype: Dtype) -> Backbone:
@@ -72,10 +72,8 @@ def _from_folder(name: str, folder: Path) -> Backbone:
 
 def _tokenizer(folder: Path) -> Any:
     """Return the folder's tokenizer; None where there is none."""
-    from transformers import AutoTokenizer
-
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            return load_tokenizer(folder)
     except (OSError, ValueError, KeyError):
         return None

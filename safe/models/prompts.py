@@ -35,6 +35,24 @@ def prompt_in(folder: Path) -> str | None:
     return prompt
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer in a model folder, with the chat template that the folder has.
+
+    Older folders of image-text models keep the template in ``chat_template.json``, which
+    transformers reads for processors only.
+
+    Raises:
+        OSError, ValueError, KeyError: as transformers does.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    path = folder / "chat_template.json"
+    if not tokenizer.chat_template and path.is_file():
+        tokenizer.chat_template = json.loads(path.read_text(encoding="utf-8"))["chat_template"]
+    return tokenizer
+
+
 def family_prompt(model_type: str, text_model_type: str, tokenizer: Any) -> str:
     """Return the prompt of a model family, ending right before the caption.
 

@@ -41,6 +41,7 @@ from safe.models.backbones import (
 from safe.models.causal_lm import unused_token
 from safe.models.digest import file_digest
 from safe.models.hub import EMBEDDED
+from safe.models.meta import planned_backbone
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "a", "dog", "barks", "Describe", "the", "sound", ":"]
 SIZES = {
@@ -186,6 +187,18 @@ def test_chat_template_without_a_second_bos() -> None:
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
     assert prompts.family_prompt("llama", "llama", tokenizer) == f"{prompts.REQUEST}>"
+
+
+def test_chat_template_of_an_older_processor(lm_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lm_folder, tmp_path / "lm")
+    template = {"chat_template": "[INST] {{ messages[0]['content'] }} [/INST]"}
+    (folder / "chat_template.json").write_text(json.dumps(template))
+    prompt = load_backbone(str(folder)).prompt
+    assert prompt == f"[INST] {prompts.REQUEST} [/INST]"
+    assert planned_backbone(str(folder), "float32").prompt == prompt
+    (folder / "chat_template.json").write_text("{}")
+    with pytest.raises(ModelError, match="not a backbone that can be loaded"):
+        load_backbone(str(folder))
 
 
 def test_no_template_gives_plain_words() -> None:

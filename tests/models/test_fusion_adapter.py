@@ -232,11 +232,22 @@ def test_layer_without_projections():
     with pytest.raises(
         ModelError,
         match="Module has no self_attn.k_proj, self_attn.v_proj, self_attn.o_proj, "
-        "input_layernorm; fusion supports Llama",
+        "input_layernorm; fusion supports attention as Llama",
     ):
         FusionBlock(odd, config)
     with pytest.raises(ModelError, match="self_attn.q_proj"):
         FusionBlock(SimpleNamespace(), config)
+
+
+def test_a_query_projection_that_holds_more_than_queries(make_backbone):
+    """As Qwen3-Next's, whose second half is a gate on the output."""
+    layer = make_backbone().layers[1]
+    layer.self_attn.q_proj = nn.Linear(32, 64)
+    config = FusionConfig(layers=(0,), lora_rank=2, gate_init=0.1, gate_max=1.0)
+    with pytest.raises(
+        ModelError, match="has self_attn.q_proj of another width than o_proj, which"
+    ):
+        FusionBlock(layer, config)
 
 
 def test_layer_beyond_the_decoder(make_backbone):
