@@ -142,7 +142,8 @@ def load_backbone(
         dtype: of the frozen weights. bfloat16 is also the faster one on CPUs that know it
             (1.7 times for SmolLM2 with avx512_bf16).
         device_map: passed to transformers, e.g. ``auto``; None puts everything on the CPU.
-        quantization: ``8bit`` or ``4bit`` by bitsandbytes (``pip install safe-probe[quant]``).
+        quantization: ``8bit`` (LLM.int8) or ``4bit`` (NF4) by bitsandbytes, which holds all linear
+            layers but the output head (``pip install safe-probe[quant]``).
 
     Raises:
         ModelError: nothing under this name, weights missing, or bitsandbytes not installed.
@@ -248,7 +249,7 @@ def _load_options(dtype: str, device_map: str | None, quantization: str | None) 
 
     kinds = {"load_in_8bit": quantization == "8bit", "load_in_4bit": quantization == "4bit"}
     options["quantization_config"] = BitsAndBytesConfig(
-        **kinds, bnb_4bit_compute_dtype=getattr(torch, dtype)
+        **kinds, bnb_4bit_compute_dtype=getattr(torch, dtype), bnb_4bit_quant_type="nf4"
     )
     return options
 
@@ -287,7 +288,7 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> tuple[Any,
                 folder, trust_remote_code=False, output_loading_info=True, **options
             )
             tokenizer = load_tokenizer(folder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"{name}: not a backbone that can be loaded ({reason}); it must be a LLaVA-type "
@@ -296,4 +297,9 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> tuple[Any,
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError(f"{name}: weights are missing in {folder}: {some}, ...")
+    for module in model.modules():
+        # on some CPUs bitsandbytes repacks 4-bit weights at their first use without a gradient, and
+        # then gives none any more: but the fusion uses the same weights with one
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model, tokenizer

@@ -54,7 +54,7 @@ def llava_from_causal_lm(lm: PreTrainedModel, tokenizer: Any) -> LlavaForConditi
     The decoder and the output head are the given modules themselves: nothing is copied, tied
     weights stay tied, and text logits are bitwise those of ``lm``; what its family does to them
     behind the head is done by a hook on the head. The vision tower and its projector are random
-    (seed 0), untrained, and only there so that the class is complete.
+    (seed 0), untrained, and only there so that the class is complete (``text_only`` says so).
 
     Args:
         lm: a Llama, Qwen2, Mistral or similar ``*ForCausalLM`` with ``get_decoder()``.
@@ -79,13 +79,14 @@ def llava_from_causal_lm(lm: PreTrainedModel, tokenizer: Any) -> LlavaForConditi
         tie_word_embeddings=bool(text_config.tie_word_embeddings),
     )
     with torch.device("meta"):  # the decoder's weights are never allocated a second time
-        model = LlavaForConditionalGeneration(config)
+        model: Any = LlavaForConditionalGeneration(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model.model.vision_tower = AutoModel.from_config(config.vision_config).to(head.weight)
         model.model.multi_modal_projector = LlavaMultiModalProjector(config).to(head.weight)
     model.model.language_model = decoder
     model.lm_head = head
+    model.text_only = True
     own = None if execution_device(head).type == "meta" else _logits(lm)
     if (change := _behind_the_head(text_config)) is not None:
         head.register_forward_hook(change)

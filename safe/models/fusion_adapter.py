@@ -101,7 +101,9 @@ class FusionBlock(nn.Module):
         super().__init__()
         attention = _attention_of(layer)
         own = {name: getattr(attention, name) for name in PROJECTIONS}
-        base = own if config.base == "shared" else {n: _random_like(m) for n, m in own.items()}
+        base = own
+        if config.base == "random":
+            base = {name: _random_like(linear, _dtype(layer)) for name, linear in own.items()}
         self.q_proj: Any = base["q_proj"]
         self.k_proj: Any = base["k_proj"]
         self.v_proj: Any = base["v_proj"]
@@ -126,7 +128,7 @@ class FusionBlock(nn.Module):
         """
         tokens = tokens.to(self.residual.residual_scale.device)
         if not torch.is_autocast_enabled(tokens.device.type):
-            tokens = tokens.to(self._dtype)
+            tokens = tokens.to(_dtype(self))
         return self._heads(self.k_proj(tokens), self.k_norm), self._heads(self.v_proj(tokens))
 
     def forward(
@@ -157,12 +159,6 @@ class FusionBlock(nn.Module):
         if skipped is not None:
             branch = branch.masked_fill(skipped[..., None], 0.0)
         return self.residual(hidden, branch, gate)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        """What the layer computes in; a quantised projection's own type does not tell."""
-        parts: tuple[nn.Module, ...] = (self.query_norm, self.q_norm, self.o_proj)
-        return next(p.dtype for m in parts for p in m.parameters() if p.is_floating_point())
 
     def _heads(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
         """[B, S, heads*d] to [B, heads, S, d], normalised over heads*d or d as ``norm`` is wide."""
@@ -265,15 +261,20 @@ class FusionStack(nn.ModuleDict):
             block.residual.to(device)
 
 
-def _random_like(base: Any) -> nn.Linear:
+def _dtype(module: nn.Module) -> torch.dtype:
+    """What a layer or block computes in: a quantised weight's own type does not tell."""
+    frozen = (p for p in module.parameters() if not p.requires_grad)
+    return next(p.dtype for p in frozen if p.is_floating_point())
+
+
+def _random_like(base: Any, dtype: torch.dtype) -> nn.Linear:
     """A frozen linear layer of the shape of ``base`` with variance-preserving random weights."""
-    weight, device = base.weight, execution_device(base)
     linear = nn.Linear(
         base.in_features,
         base.out_features,
         bias=False,
-        device=device,
-        dtype=weight.dtype if weight.is_floating_point() else torch.bfloat16,
+        device=execution_device(base),
+        dtype=dtype,
     )
     nn.init.normal_(linear.weight, std=base.in_features**-0.5)
     return linear.requires_grad_(False)

@@ -16,7 +16,7 @@ PROMPT_TOKENS = 24
 """LLaVA-1.5's prompt for a caption, rounded up; used where there is no tokenizer to ask."""
 
 _GRADIENT, _ADAM = 4, 8
-_BLOCK_4BIT = 64
+_BLOCK_4BIT, _LEVELS_4BIT = 64, 16
 
 
 @dataclass(frozen=True)
@@ -80,25 +80,27 @@ def _activations(text: Any, config: RunConfig, prompt_tokens: int) -> MemoryPart
     return MemoryPart("activations", tokens * (kept + fusions * fusion) + logits, formula)
 
 
-def quantized_bytes(backbone: nn.Module, kind: Literal["8bit", "4bit"]) -> int:
+def quantized_bytes(backbone: Any, kind: Literal["8bit", "4bit"]) -> int:
     """Bytes of a backbone's parameters when bitsandbytes holds its linear layers.
 
     All but the output head: int8 with a float32 scale per output row, or 4 bits with a float32
-    scale per 64 weights. Biases, norms and embeddings stay as they are.
+    scale per 64 weights and 16 levels per matrix. Biases, norms and embeddings stay as they are,
+    and so does the vision tower that only completes the class around a text-only model.
 
     Args:
         backbone: on any device, unquantised; with ``get_output_embeddings()``.
         kind: 8bit or 4bit.
     """
-    get_head: Any = backbone.get_output_embeddings
-    head = get_head()
+    head = backbone.get_output_embeddings()
     total = sum(p.numel() * p.element_size() for p in backbone.parameters())
-    for module in backbone.modules():
-        if isinstance(module, nn.Linear) and module is not head:
+    inside = backbone.get_decoder() if getattr(backbone, "text_only", False) else backbone
+    for module in inside.modules():
+        if type(module) is nn.Linear and module is not head:
             weight = module.weight
             total -= weight.numel() * weight.element_size()
             if kind == "8bit":
                 total += weight.numel() + 4 * module.out_features
             else:
-                total += (weight.numel() + 1) // 2 + 4 * math.ceil(weight.numel() / _BLOCK_4BIT)
+                scales = math.ceil(weight.numel() / _BLOCK_4BIT) + _LEVELS_4BIT
+                total += (weight.numel() + 1) // 2 + 4 * scales
     return total

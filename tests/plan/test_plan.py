@@ -164,7 +164,7 @@ def test_quantised_bytes_by_hand() -> None:
     rest = 2 * 100 * 64 + 5 * 64  # embeddings, head, norms
     rows = 2 * (4 * 64 + 2 * 96 + 64)
     assert quantized_bytes(lm, "8bit") == linear + 4 * rows + 2 * rest
-    assert quantized_bytes(lm, "4bit") == linear // 2 + 4 * linear // 64 + 2 * rest
+    assert quantized_bytes(lm, "4bit") == linear // 2 + 4 * linear // 64 + 14 * 16 * 4 + 2 * rest
 
 
 def test_probe_and_plan_share_the_arithmetic() -> None:
