@@ -13,6 +13,7 @@ from safe.models.digest import file_digest
 from safe.models.hub import (
     EMBEDDED,
     cached_folder,
+    check_shards,
     looks_like_folder,
     model_folder,
     quiet_transformers,
@@ -272,10 +273,10 @@ def _sees(model: "PreTrainedModel", tokenizer: Any, folder: Path) -> bool:
 
 def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
     """Load model and tokenizer of a folder by the architecture in its config.json."""
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    if not weight_files(folder):
-        raise ModelError(f"{name}: no *.safetensors in {folder}; copy or download it again")
+    check_shards(name, folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         architecture = str((config.architectures or ["unnamed"])[0])
@@ -288,7 +289,7 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> tuple[Any,
                 folder, trust_remote_code=False, output_loading_info=True, **options
             )
             tokenizer = load_tokenizer(folder)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"{name}: not a backbone that can be loaded ({reason}); it must be a LLaVA-type "

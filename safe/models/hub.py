@@ -1,5 +1,6 @@
 """From a model's name to the local folder that holds its files."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,34 @@ def weight_files(folder: Path) -> list[Path]:
         if found := sorted(folder.glob(pattern)):
             return found
     return []
+
+
+def check_shards(name: str, folder: Path) -> None:
+    """Check that the weights in ``folder`` are one file, or all those that their index names.
+
+    Raises:
+        ModelError: no weights, no index beside several files, an index that cannot be read, or
+            files that it names and that are not there.
+    """
+    again = f"in {folder}; copy or download it again"
+    files = [path.name for path in weight_files(folder)]
+    if not files:
+        raise ModelError(f"{name}: no *.safetensors {again}")
+    if any("-of-" not in file for file in files):
+        return
+    stem = "model.safetensors" if files[0].endswith(".safetensors") else "pytorch_model.bin"
+    index = folder / f"{stem}.index.json"
+    try:
+        named = {str(file) for file in json.loads(index.read_text())["weight_map"].values()}
+    except FileNotFoundError:
+        raise ModelError(f"{name}: {len(files)} weight files but no {index.name} {again}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{name}: {index} is no index of weights ({error})") from error
+    if missing := sorted(named.difference(files)):
+        some = f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        raise ModelError(
+            f"{name}: {len(missing)} of {len(named)} weight files ({some}) not {again}"
+        )
 
 
 def cached_folder(name: str) -> Path | None:

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -361,6 +362,69 @@ def test_missing_weights_are_named(lm_folder: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"weights are missing in .*layers.3"):
         load_backbone(str(folder))
+
+
+# ---- weights in several files
+
+
+@pytest.fixture(scope="module")
+def shards(lm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards") / "lm"
+    tiny_lm().save_pretrained(folder, max_shard_size="20KB")
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+INDEX = "model.safetensors.index.json"
+
+
+def test_shards_are_put_together(shards: Path) -> None:
+    assert len(list(shards.glob("*.safetensors"))) > 2
+    model, whole = load_backbone(str(shards), dtype="float32").model, tiny_lm()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(model.model.language_model.state_dict()[name], value), name
+    assert torch.equal(model.lm_head.weight, whole.lm_head.weight)
+
+
+def change_index(folder: Path, change: Callable[[dict[str, str]], object]) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    change(index["weight_map"])
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def to_other_file(weights: dict[str, str]) -> None:
+    """The index says of a weight that it lies where it does not, and nothing of its own file."""
+    own = weights["model.norm.weight"]
+    for name in [name for name, file in weights.items() if file == own]:
+        weights[name] = next(file for file in weights.values() if file != own)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "model-00002-of-00003.safetensors").unlink(),
+         r"1 of 3 weight files \(model-00002-of-00003.safetensors\) not in .*download it again"),
+        (lambda f: (f / INDEX).unlink(), f"3 weight files but no {INDEX} in "),
+        (lambda f: (f / INDEX).write_text("{"), f"{INDEX} is no index of weights "),
+        (lambda f: (f / INDEX).write_text("[]"), f"{INDEX} is no index of weights "),
+        (lambda f: change_index(f, lambda w: w.update(x="../lm/x-00001-of-00003.safetensors")),
+         r"1 of 4 weight files \(../lm/x-00001-of-00003.safetensors\) not in "),
+        (lambda f: change_index(f, to_other_file), "weights are missing in .*norm.weight"),
+        (lambda f: cut(f / "model-00002-of-00003.safetensors"), r"can be loaded \(.*incomplete"),
+        (lambda f: (f / "model-00002-of-00003.safetensors").write_bytes(b""), "header too small"),
+    ],
+)  # fmt: skip
+def test_shards_that_are_not_all_there(
+    shards: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    folder = shutil.copytree(shards, tmp_path / "lm")
+    damage(folder)
+    with pytest.raises(ModelError, match=message):
+        load_backbone(str(folder), dtype="float32")
 
 
 def test_remote_code_is_never_run(lm_folder: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import ClapAudioConfig, ClapAudioModelWithProjection, ClapFeatureExtractor
 
@@ -84,7 +85,7 @@ def _load(name: str, folder: Path) -> tuple[ClapFeatureExtractor, ClapAudioModel
             model, info = loader.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"{name}: not a CLAP that can be loaded ({reason}); {_WAYS_OUT}"
