@@ -191,7 +191,8 @@ def _prompts(batch: Batch, context: Context) -> _Prompts | None:
             found.append(prompt)
     if len(chosen) < 2:
         return None
-    device = next((p.device for p in context.path.model.parameters()), ids.device)
+    here = (p.device for p in context.path.model.parameters() if not p.is_meta)
+    device = next(here, ids.device)
     rest = batch.rows(chosen).with_inputs(**dict.fromkeys(_OWN_WORDS))
     return _Prompts([prompt.to(device) for prompt in found], rest)
 

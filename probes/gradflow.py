@@ -78,7 +78,7 @@ def measure(
     rows = context.rows("gradflow")
     batches = context.need_batches("gradflow")
     found = owned_parameters(context.path)
-    if any(owned.parameter.is_meta for owned in found):
+    if any(o.parameter.is_meta and o.parameter.requires_grad for o in found):
         raise ProbeError("the gradflow probe needs a model with values, not one on the meta device")
     entries = [_Entry(owned) for owned in found]
     # what backward does in training: checkpointing and dropout are on
@@ -182,7 +182,8 @@ class _Run:
         if self.context.optimizer is not None:
             self._step_afresh(self.context.optimizer, parameters)
         optimizer = self.context.optimizer or AdamW(parameters, lr=1e-3, weight_decay=0.0)
-        frozen = [e.owned.parameter for e in self.entries if not e.trainable]
+        others = (e.owned.parameter for e in self.entries if not e.trainable)
+        frozen = [parameter for parameter in others if not parameter.is_meta]
         prints = [fingerprint(p) for p in frozen]
         with torch.no_grad(), trial_step(optimizer, parameters) as before:
             for entry in self.trainable:

@@ -151,8 +151,9 @@ class Session:
 
     @property
     def device(self) -> torch.device:
-        """Where the first parameter is, and batches are moved to."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        """Where the first parameter is that is not offloaded, and batches are moved to."""
+        here = (p.device for p in self.model.parameters() if not p.is_meta)
+        return next(here, torch.device("cpu"))
 
     def backward(self, loss: Tensor) -> None:
         """Backpropagate into ``.grad``; the gradients of earlier calls are added to, as usual."""

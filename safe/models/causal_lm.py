@@ -82,8 +82,9 @@ def llava_from_causal_lm(lm: PreTrainedModel, tokenizer: Any) -> LlavaForConditi
         model: Any = LlavaForConditionalGeneration(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model.model.vision_tower = AutoModel.from_config(config.vision_config).to(head.weight)
-        model.model.multi_modal_projector = LlavaMultiModalProjector(config).to(head.weight)
+        place = execution_device(head), head.weight.dtype
+        model.model.vision_tower = AutoModel.from_config(config.vision_config).to(*place)
+        model.model.multi_modal_projector = LlavaMultiModalProjector(config).to(*place)
     model.model.language_model = decoder
     model.lm_head = head
     model.text_only = True

@@ -38,13 +38,15 @@ def engine(config: RunConfig, launch: Launch) -> tuple[RunConfig, Accelerator]:
     """The configuration as this machine can run it, and accelerate set up for it.
 
     Raises:
-        ConfigError: the tracker asked for is not installed, or the device is not there.
+        ConfigError: the tracker asked for is not installed, the device is not there, or several
+            processes would each spread the backbone over all GPUs.
     """
     _require_tracker(launch.track)
     _choose_gpu(launch.device)
     cpu = launch.device == "cpu"
-    device = PartialState(cpu=cpu, timeout=_PATIENCE).device
-    config, notes = adapt_to_machine(config, device)
+    state = PartialState(cpu=cpu, timeout=_PATIENCE)
+    require_one_owner(config, state.num_processes)
+    config, notes = adapt_to_machine(config, state.device)
     for note in notes:
         launch.console.print(f"  {note}", markup=False)
     accelerator = Accelerator(
@@ -54,6 +56,16 @@ def engine(config: RunConfig, launch: Launch) -> tuple[RunConfig, Accelerator]:
         project_dir=str(launch.output) if launch.track else None,
     )
     return config, accelerator
+
+
+def require_one_owner(config: RunConfig, processes: int) -> None:
+    """Raise ConfigError when several processes would each spread the backbone over all GPUs."""
+    if processes > 1 and config.model.device_map is not None:
+        raise ConfigError(
+            f"model.device_map = {config.model.device_map!r} spreads one backbone over all GPUs, "
+            f"and {processes} processes would do so {processes} times; start one process, or set "
+            "it to null (--shard splits the backbone over the processes)"
+        )
 
 
 def adapt_to_machine(config: RunConfig, device: torch.device) -> tuple[RunConfig, list[str]]:

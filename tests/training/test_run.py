@@ -15,13 +15,13 @@ import yaml
 from rich.console import Console
 
 from configs.errors import CheckpointError, ConfigError, DataError, MetricError
-from configs.overrides import dotted_fields
+from configs.overrides import apply_values, dotted_fields
 from configs.schema import RunConfig
 from safe.data.manifests import load_split
 from safe.evaluation.evaluate import Evaluation
 from safe.training import run as run_module
 from safe.training.callbacks import Callback, Step
-from safe.training.launch import Launch, engine
+from safe.training.launch import Launch, engine, require_one_owner
 from safe.training.run import Interrupted, resume, start
 from safe.training.run_files import tracked_values
 from safe.training.stage_a import StageA, TrainingDiverged
@@ -358,6 +358,16 @@ def test_tracker_gets_every_value_of_the_configuration_that_runs(
     assert kept == tracked_values(ran) and kept.keys() == dotted_fields().keys()
     assert kept["model.fusion.layers"] == json.dumps(list(ran.model.fusion.layers))
     assert kept["optim.lr_projector"] == 1e-2 and kept["evaluation.eval_clips"] == "null"
+
+
+def test_a_device_map_is_for_one_process(tiny_run: Any) -> None:
+    spread = apply_values(tiny_run.config, {"model.device_map": "auto"})
+    require_one_owner(spread, 1)
+    require_one_owner(tiny_run.config, 2)
+    with pytest.raises(
+        ConfigError, match="'auto' spreads one backbone .* 2 processes would do so 2"
+    ):
+        require_one_owner(spread, 2)
 
 
 def test_without_bfloat16_arithmetic_engine_and_config_use_float32(
