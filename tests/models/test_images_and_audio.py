@@ -1,4 +1,4 @@
-"""Pictures and sounds in one prompt, for LLaVA and LLaVA-NeXT folders in the hub's format.
+"""Pictures and sounds in one prompt, for folders of four families in the hub's format.
 
 With the gate shut the model is the bare backbone bit for bit, also with pictures, also left padded.
 """
@@ -18,6 +18,11 @@ from transformers import (
     AutoModelForImageTextToText,
     CLIPImageProcessor,
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
+    Gemma3TextConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -27,6 +32,13 @@ from transformers import (
     LlavaNextProcessor,
     LlavaProcessor,
     MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    SiglipVisionConfig,
 )
 
 from configs.errors import ModelError
@@ -54,16 +66,26 @@ PINPOINTS = [[32, 64], [64, 32], [64, 64]]
 TEMPLATE = "{% for m in messages %}[INST] {{ m['content'][0]['text'] }} [/INST]{% endfor %}"
 
 
-def _llava() -> tuple[Any, Any]:
+def _with_marks(tokenizer: Any, **marks: str) -> Any:
+    """The tokenizer with further special tokens, ids 260 and on; named, as processors want them."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=copy.deepcopy(tokenizer._tokenizer), bos_token="<s>", eos_token="</s>",
+        pad_token="<pad>", extra_special_tokens=marks, chat_template=TEMPLATE,
+    )  # fmt: skip
+
+
+def _llava(tokenizer: Any) -> tuple[Any, Any]:
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**VISION), text_config=LlamaConfig(**TEXT),
         image_token_index=IMAGE, image_seq_length=4,
     )  # fmt: skip
     pictures = CLIPImageProcessor(size=SIDE, crop_size=SIDE)
-    return LlavaForConditionalGeneration(config), (LlavaProcessor, pictures)
+    return LlavaForConditionalGeneration(config), _llava_processor(
+        LlavaProcessor, pictures, tokenizer
+    )
 
 
-def _llava_next() -> tuple[Any, Any]:
+def _llava_next(tokenizer: Any) -> tuple[Any, Any]:
     config = LlavaNextConfig(
         vision_config=CLIPVisionConfig(**VISION), text_config=MistralConfig(**TEXT),
         image_token_index=IMAGE, image_seq_length=4, image_grid_pinpoints=PINPOINTS,
@@ -71,33 +93,82 @@ def _llava_next() -> tuple[Any, Any]:
     pictures = LlavaNextImageProcessor(
         size={"shortest_edge": SIDE}, crop_size=SIDE, image_grid_pinpoints=PINPOINTS
     )
-    return LlavaNextForConditionalGeneration(config), (LlavaNextProcessor, pictures)
+    return LlavaNextForConditionalGeneration(config), _llava_processor(
+        LlavaNextProcessor, pictures, tokenizer
+    )
 
 
-@pytest.fixture(scope="module", params=["llava", "llava_next"])
+def _llava_processor(kind: Any, pictures: Any, tokenizer: Any) -> Any:
+    return kind(
+        image_processor=pictures, tokenizer=_with_marks(tokenizer, image_token="<image>"),
+        patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+    )  # fmt: skip
+
+
+def _qwen2_vl(tokenizer: Any) -> tuple[Any, Any]:
+    """Positions in three dimensions; pictures of every size, as a list of patches."""
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10_000.0}
+    tower = {"depth": 1, "num_heads": 2, "patch_size": 4, "embed_dim": 16, "hidden_size": 32}
+    config = Qwen2VLConfig(
+        text_config=TEXT | {"rope_parameters": rope}, vision_config=tower | {"mlp_ratio": 2},
+        image_token_id=260, video_token_id=261, vision_start_token_id=262, vision_end_token_id=263,
+    )  # fmt: skip
+    marked = _with_marks(
+        tokenizer, image_token="<|image_pad|>", video_token="<|video_pad|>",
+        start="<|vision_start|>", end="<|vision_end|>",
+    )  # fmt: skip
+    sizes: dict[str, Any] = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    processor = Qwen2VLProcessor(
+        Qwen2VLImageProcessor(**sizes, min_pixels=64, max_pixels=1024), marked,
+        Qwen2VLVideoProcessor(**sizes),
+    )  # fmt: skip
+    return Qwen2VLForConditionalGeneration(config), processor
+
+
+def _gemma3(tokenizer: Any) -> tuple[Any, Any]:
+    """Attention in both directions inside a picture, by token types."""
+    gemma = TEXT | {"head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": 16}
+    tower = {key: value for key, value in VISION.items() if key != "projection_dim"}
+    config = Gemma3Config(
+        vision_config=SiglipVisionConfig(**tower), text_config=Gemma3TextConfig(**gemma),
+        mm_tokens_per_image=4, boi_token_index=260, image_token_index=261, eoi_token_index=262,
+    )  # fmt: skip
+    marked = _with_marks(
+        tokenizer, boi_token="<start_of_image>", image_token="<image_soft_token>",
+        eoi_token="<end_of_image>",
+    )  # fmt: skip
+    pictures = Gemma3ImageProcessor(size={"height": SIDE, "width": SIDE})
+    model = Gemma3ForConditionalGeneration(config)
+    projection = model.model.multi_modal_projector.mm_input_projection_weight
+    torch.nn.init.normal_(projection, std=0.05)  # transformers begins with zeros
+    return model, Gemma3Processor(pictures, marked, image_seq_length=4)
+
+
+KINDS: dict[str, tuple[Callable[[Any], tuple[Any, Any]], str]] = {
+    "llava": (_llava, "<image>"),
+    "llava_next": (_llava_next, "<image>"),
+    "qwen2_vl": (_qwen2_vl, "<|vision_start|><|image_pad|><|vision_end|>"),
+    "gemma3": (_gemma3, "<start_of_image>"),
+}
+"""How a family is made, and what stands for a picture in its prompts."""
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def folder(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer: Any
 ) -> Path:
     """A small model with its processor as the hub has them, the weights in several files."""
     path = tmp_path_factory.mktemp("models") / request.param
     torch.manual_seed(4)
-    model, (processor_class, pictures) = {"llava": _llava, "llava_next": _llava_next}[
-        request.param
-    ]()
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    if request.param == "llava_next":
-        tokenizer.chat_template = TEMPLATE
-    processor = processor_class(
-        image_processor=pictures, tokenizer=tokenizer, patch_size=PATCH,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1,
-    )  # fmt: skip
+    model, processor = KINDS[request.param][0](tokenizer)
     model.save_pretrained(path, max_shard_size="60KB")
     processor.save_pretrained(path)
     return path
 
 
-def inputs(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def inputs(
+    folder: Path, dtype: torch.dtype = torch.float32, rows: slice = slice(None)
+) -> dict[str, Tensor]:
     """Two prompts of unlike length with a picture each, left padded by the model's processor."""
     from transformers import AutoProcessor
 
@@ -105,12 +176,18 @@ def inputs(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor
     rng = np.random.default_rng(0)
     shapes = ((40, 60, 3), (70, 33, 3))
     images = [Image.fromarray(rng.integers(0, 255, s, dtype=np.uint8)) for s in shapes]
-    texts = ["USER: <image>\nWhat is this? ASSISTANT:", "USER: <image>\nHm? ASSISTANT:"]
+    words = ("What is this, if I may ask? ASSISTANT:", "Hm? ASSISTANT:")
+    texts = [f"USER: {KINDS[folder.name][1]}\n{text}" for text in words]
     processor.tokenizer.padding_side = "left"
-    found = processor(text=texts, images=images, padding=True, return_tensors="pt")
-    assert found["attention_mask"][1, 0] == 0 and bool(found["attention_mask"][:, -1].all())
+    pictures = [[image] for image in images] if folder.name == "gemma3" else images
+    found = processor(text=texts[rows], images=pictures[rows], padding=True, return_tensors="pt")
     found["pixel_values"] = found["pixel_values"].to(dtype)
     return dict(found)
+
+
+def test_padding_is_on_the_left(folder: Path) -> None:
+    mask = inputs(folder)["attention_mask"]
+    assert bool(mask[:, -1].all()) and not bool(mask[:, 0].all())
 
 
 @pytest.fixture
@@ -174,14 +251,17 @@ def test_gate_off_generates_what_the_bare_backbone_does(
 ) -> None:
     batch = inputs(folder)
     options: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "num_beams": beams}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
     bare = load_backbone(str(folder), dtype="float32").model
     model = model_of(load_backbone(str(folder), dtype="float32"))
     audio = torch.randn(2, AUDIO_DIM)
     expected = bare.generate(**batch, **options)
     heard = model.generate(**batch, audio=audio, **options)
     model.set_gate(0.0)
-    assert torch.equal(model.generate(**batch, audio=audio, **options), expected)
-    assert not torch.equal(heard, expected)
+    silent = model.generate(**batch, audio=audio, **options)
+    assert torch.equal(silent.sequences, expected.sequences)
+    assert all(torch.equal(*pair) for pair in zip(silent.logits, expected.logits, strict=True))
+    assert (heard.logits[0] - expected.logits[0]).abs().max() > 0.1
 
 
 def test_picture_and_sound_both_count(folder: Path, model_of: Maker) -> None:
@@ -193,17 +273,17 @@ def test_picture_and_sound_both_count(folder: Path, model_of: Maker) -> None:
         other = {**batch, "pixel_values": -batch["pixel_values"]}
         assert (model(**other, audio=audio).logits[:, -1] - both).abs().max() > 1e-3
         assert (model(**batch, audio=-audio).logits[:, -1] - both).abs().max() > 1e-3
-        start = int((batch["attention_mask"][1] == 0).sum())
-        alone = {name: x[1:] for name, x in batch.items()}
-        alone |= {name: alone[name][:, start:] for name in ("input_ids", "attention_mask")}
-        # worst case measured 3.6e-6, of logits up to 4
-        assert (model(**alone, audio=audio[1:]).logits[:, -1] - both[1:]).abs().max() < 1e-4
+        for row in (0, 1):  # one of the two is padded
+            part = slice(row, row + 1)
+            alone = model(**inputs(folder, rows=part), audio=audio[part]).logits[:, -1]
+            # worst case measured 3.6e-6, of logits up to 4
+            assert (alone - both[part]).abs().max() < 1e-4
 
 
 def test_prompt_by_family(folder: Path) -> None:
-    """LLaVA-1.5's own words; LLaVA-NeXT's from its chat template, which wants a list of parts."""
+    """LLaVA-1.5's own words; others from their chat template, which wants a list of parts."""
     backbone = load_backbone(str(folder), dtype="float32")
-    own = {"llava": LLAVA_15, "llava_next": f"[INST] {REQUEST} [/INST]"}[folder.name]
+    own = LLAVA_15 if folder.name == "llava" else f"[INST] {REQUEST} [/INST]"
     assert backbone.prompt == own == planned_backbone(str(folder), "float32").prompt
     assert CaptionTokens(backbone.tokenizer, backbone.prompt).prompt_ids
 
