@@ -55,21 +55,23 @@ def training_memory(
 def _activations(text: Any, config: RunConfig, prompt_tokens: int) -> MemoryPart:
     """What autograd keeps of the frozen decoder above the first fusion layer.
 
-    A frozen linear layer keeps nothing. Kept per token and layer: the float32 inputs of two norms
-    (8 H), query, key, value and result of the attention (4 H b), three products of the MLP (3 I b);
-    per token and fusion layer: the float32 input of the norm (4 H), the inputs of two LoRAs, the
-    query, what was heard and the branch (5 H b).
+    A frozen linear layer keeps nothing, but an 8-bit one its input. Kept per token and layer: the
+    float32 inputs of two norms (8 H), query, key, value and result of the attention (4 H b), three
+    products of the MLP (3 I b), and for 8 bits the results of the norms (2 H b); per token and
+    fusion layer: the float32 input of the norm (4 H), the inputs of two LoRAs, the query, what was
+    heard and the branch (5 H b).
     """
     b = 2 if config.model.dtype == "bfloat16" else 4
     tokens = config.optim.batch_size * (prompt_tokens + config.data.max_caption_tokens + 1)
     layers = config.model.num_layers - 1 - min(config.model.fusion.layers)
     fusions = len(config.model.fusion.layers)
     width, inner = text.hidden_size, text.intermediate_size
-    layer, fusion = 8 * width + 4 * width * b + 3 * inner * b, 4 * width + 5 * width * b
+    times = 6 if config.model.quantization == "8bit" else 4
+    layer, fusion = 8 * width + times * width * b + 3 * inner * b, 4 * width + 5 * width * b
     if config.model.gradient_checkpointing:
         kept, words = layers * width * b + layer, "(L H b + one layer"
     else:
-        kept, words = layers * layer, "(L (8 H + 4 H b + 3 I b)"
+        kept, words = layers * layer, f"(L (8 H + {times} H b + 3 I b)"
     supervised = config.optim.batch_size * (config.data.max_caption_tokens + 1)
     logits = supervised * text.vocab_size * (b + 8)
     formula = (

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -227,6 +228,22 @@ def test_adapter_comes_back(
     assert type(again.layers[1].mlp.up_proj) is type(model.layers[1].mlp.up_proj)
     with torch.no_grad():
         assert torch.equal(again(ids, mask, audio).logits, model(ids, mask, audio).logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_backward_keeps_of_a_frozen_matrix(
+    place: Place, fuse: Callable[..., SAFEModel], kind: Any
+) -> None:
+    """As the plan counts: 8 bits keep their input, 4 bits nothing."""
+    model = fuse(load_backbone(str(place("llama")), dtype="bfloat16", quantization=kind))
+    inputs: list[weakref.ref[Tensor]] = []
+    norm = model.layers[2].post_attention_layernorm
+    handle = norm.register_forward_hook(lambda _m, _a, out: inputs.append(weakref.ref(out)))
+    ids, mask, audio, labels = batch()
+    loss = model(ids, mask, audio, labels).loss
+    handle.remove()
+    assert loss.requires_grad and len(inputs) == 1
+    assert (inputs[0]() is not None) == (kind == "8bit")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -50,6 +50,73 @@ def test_phase1_beside_what_was_stated(phase1: Plan) -> None:
     assert len(text.splitlines()) <= 20 and max(map(len, text.splitlines())) <= 80
 
 
+CONFIGS = {  # bottleneck, tokens, rank, layers, epochs; micro-batches 4 x 32 or 8 x 16
+    "phase1": (1024, 32, 64, 4, 20),
+    "full": (1024, 16, 8, 3, 20),
+    "phase2": (None, 32, 64, 4, 50),
+}
+SIZES = {"13b": (5120, 13824, 40), "7b": (4096, 11008, 32)}
+TOWER, TOWER_LINEAR = 303_507_456, 24 * (4 * 1024**2 + 2 * 1024 * 4096)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    ("quantization", "memory"), [(None, 24), (None, 80), ("8bit", 40), ("4bit", 24)]
+)
+def test_every_number_by_hand(name: str, size: str, quantization: str | None, memory: int) -> None:
+    """From the papers' sizes alone: width, inner width and layers of the decoder, CLIP's tower."""
+    width, inner, layers = SIZES[size]
+    bottleneck, tokens, rank, fusions, epochs = CONFIGS[name]
+    rank = math.floor(rank * width / 5120 + 0.5)
+    words = [] if quantization is None else [f"model.quantization={quantization}"]
+    plan = plan_run(name, words, backbone=f"llava-hf/llava-1.5-{size}-hf", gpu_memory=memory)
+    # parameters
+    head = 32_064 * width
+    matrices = layers * (4 * width**2 + 3 * width * inner)
+    bridge = 1024 * width + width**2
+    frozen = TOWER + matrices + layers * 2 * width + width + 2 * head + bridge + 2 * width
+    outputs = tokens * width
+    projector = 2 * 512 + (
+        512 * outputs + outputs
+        if bottleneck is None
+        else 512 * bottleneck + bottleneck + bottleneck * outputs + outputs
+    )
+    lora = fusions * 4 * 2 * width * rank
+    trainable = projector + lora + fusions
+    assert plan.parameters == {
+        "frozen": frozen, "projector": projector, "lora": lora, "gates": fusions,
+        "trainable": trainable,
+    }  # fmt: skip
+    # bytes of the weights
+    linear = matrices + bridge + TOWER_LINEAR
+    count = 7 * layers + 2 + 24 * 6
+    rows = layers * (5 * width + 2 * inner) + 2 * width + 24 * (5 * 1024 + 4096)
+    own = {
+        None: 2 * linear,
+        "8bit": linear + 4 * rows,
+        "4bit": linear // 2 + linear // 16 + 64 * count,
+    }[quantization]
+    parts = {part.name: part.bytes for part in plan.memory}
+    assert parts["weights"] == own + 2 * (frozen - linear) + 4 * trainable
+    assert (parts["gradients"], parts["optimizer"]) == (4 * trainable, 8 * trainable)
+    # steps and tokens
+    per_epoch = math.ceil(math.ceil(49_838 / plan.config.optim.batch_size)
+                          / plan.config.optim.accumulation)  # fmt: skip
+    assert plan.steps == epochs * per_epoch == plan.steps_per_epoch * epochs
+    assert plan.tokens_per_step == 128 * (24 + 49)
+    # activations per clip, and what fits
+    first = min(plan.config.model.fusion.layers)
+    layer = 8 * width + (6 if quantization == "8bit" else 4) * width * 2 + 3 * inner * 2
+    clip = 73 * ((layers - 1 - first) * layer + fusions * 14 * width) + 49 * 32_064 * 10
+    fixed = parts["weights"] + 12 * trainable
+    assert plan.total_bytes == fixed + plan.config.optim.batch_size * clip
+    room = 0.95 * memory * 1e9 - 1e9
+    best = max((n for n in (1, 2, 4, 8, 16, 32, 64, 128) if fixed + n * clip <= room), default=None)
+    assert plan.fits[0].batch_size == best
+    assert (plan.stated is not None) == (size == "13b" and not words and name != "phase2")
+
+
 def test_stated_numbers_stand_beside_the_configuration_they_are_of_only() -> None:
     assert plan_run("phase1", ["optim.batch_size=8"]).stated is None
     assert plan_run("phase1", backbone="embedded").stated is None
