@@ -19,7 +19,9 @@ from torch.nn import functional as F
 from transformers import (
     ClapAudioConfig,
     ClapAudioModelWithProjection,
+    ClapConfig,
     ClapFeatureExtractor,
+    ClapModel,
 )
 
 from configs.errors import ModelError
@@ -249,6 +251,24 @@ def test_clap_is_transformers_own(clap_folder: Path, encoders: dict[str, FrozenE
     assert torch.equal(encoders["hf"].encode(clips), expected)
 
 
+def test_the_audio_half_of_a_whole_clap(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "vocab_size": 20, "projection_dim": 512}  # fmt: skip
+    whole = ClapModel(
+        ClapConfig(text_config=text, audio_config=clap_config().to_dict(), projection_dim=512)
+    ).eval()
+    whole.save_pretrained(tmp_path)
+    clap_extractor().save_pretrained(tmp_path)
+    encoder, clips = load_audio_encoder(f"hf:{tmp_path}"), noise(2, 16000)
+    assert not [name for name, _ in encoder.named_parameters() if "text" in name]
+    inputs = clap_extractor()([*clips.numpy()], sampling_rate=8000, return_tensors="pt")
+    with torch.no_grad():
+        expected = whole.get_audio_features(**inputs).pooler_output
+    # measured 0
+    torch.testing.assert_close(encoder.encode(clips), expected, rtol=0, atol=1e-6)
+
+
 def test_clap_identity_follows_the_weights(clap_folder: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(clap_folder, tmp_path / "tiny")
     first, second = (load_audio_encoder(f"hf:{folder}") for folder in (clap_folder, moved))
@@ -281,6 +301,10 @@ def test_clap_that_does_not_fit(clap_folder: Path, tmp_path: Path) -> None:
     config["depths"] = [1, 1, 2, 1]
     (deeper / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="lacks audio weights: audio_model"):
+        load_audio_encoder(f"hf:{deeper}")
+    config["depths"] = [1, 1, 0, 1]
+    (deeper / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="has unknown audio weights: audio_model"):
         load_audio_encoder(f"hf:{deeper}")
     (deeper / "preprocessor_config.json").unlink()
     with pytest.raises(ModelError, match="not a CLAP that can be loaded"):
@@ -316,6 +340,50 @@ def test_laion_branch_is_the_packages_own(laion_file: Path, laion_state: dict[st
             hidden = F.linear(hidden if layer == 0 else hidden.relu(), weight, bias)
     expected = hidden / hidden.norm()
     torch.testing.assert_close(encoder.encode(clip), expected, rtol=0, atol=1e-6)
+
+
+def test_only_the_audio_half_is_built(laion_file: Path) -> None:
+    encoder = load_audio_encoder(f"laion-clap:{laion_file}")
+    parts = {name.partition(".")[0] for name, _ in encoder.named_parameters()}
+    assert parts == {"audio_branch", "audio_projection"}
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("file", "size", "fusion"),
+    [
+        ("630k-audioset-best.pt", "tiny", False),
+        ("630k-audioset-fusion-best.pt", "tiny", True),
+        ("music_speech_audioset_epoch_15_esc_89.98.pt", "base", False),
+    ],
+)
+def test_layouts_of_the_published_checkpoints(
+    tmp_path: Path, file: str, size: str, fusion: bool
+) -> None:
+    """By their names, with what lies beside the audio half in each; the weights are random."""
+    branch = random_branch(audio_config(f"HTSAT-{size}"), fusion=fusion)
+    width = {"tiny": 768, "base": 1024}[size]
+    projection = nn.Sequential(nn.Linear(width, 512), nn.ReLU(), nn.Linear(512, 512))
+    audio = nn.ModuleDict({"audio_branch": branch, "audio_projection": projection})
+    others = {
+        "text_branch.embeddings.position_ids": torch.arange(4)[None],
+        "text_branch.embeddings.word_embeddings.weight": torch.zeros(4, 4),
+        "text_projection.0.weight": torch.zeros(4, 4), "logit_scale_a": torch.tensor(1.0),
+        "logit_scale_t": torch.tensor(1.0), "text_transform.sequential.0.weight": torch.zeros(4, 4),
+        "audio_transform.sequential.0.weight": torch.zeros(4, 4),
+    }  # fmt: skip
+    state = {f"module.{name}": value for name, value in (audio.state_dict() | others).items()}
+    training = {"optimizer": {"state": {0: {"step": 3}}}, "scaler": {"scale": 65536.0}}
+    torch.save({"epoch": 15, "name": "run", "state_dict": state, **training}, tmp_path / file)
+    encoder = load_audio_encoder(f"laion-clap:{tmp_path / file}")
+    assert (encoder.sample_rate, encoder.max_seconds) == (48_000, 10.0)
+    assert encoder.local_shape == (64, width)
+    for name, value in audio.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], value), name
+    del state["module.audio_branch.norm.bias"]
+    torch.save({"state_dict": state}, tmp_path / file)
+    with pytest.raises(ModelError, match=r"missing: audio_branch.norm.bias\)"):
+        load_audio_encoder(f"laion-clap:{tmp_path / file}")
 
 
 def test_laion_without_ddp_prefix(

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import ClapAudioConfig, ClapAudioModelWithProjection, ClapFeatureExtractor
 
-from safe.models.audio_encoders import FrozenEncoder, load_audio_encoder, load_features
+from safe.models.audio_encoders import FrozenEncoder, load_audio_encoder
 from safe.models.audio_encoders.laion import as_16_bit, audio_config, random_branch
 from safe.models.audio_encoders.laion_mel import fusion_mel
+from safe.models.audio_encoders.local import LocalFeatures
 
 TOLERANCE = 2e-5
 """Of a component of a unit vector of 512, when both hear 16 bits. Measured worst case 8.0e-7,
@@ -25,6 +26,8 @@ the embedding by up to 3.5e-3 (of noise by 1.4e-6). Another clip's embedding dif
 LOCAL_TOLERANCE = 3e-3
 """Of a local feature, whose values have RMS 1. Measured worst case 7e-4."""
 
+WIDTHS = {"tiny": 768, "base": 1024}
+"""Of HTSAT's features; base is the one of laion-clap's music_* checkpoints."""
 RENAMED = (
     ("bn0", "batch_norm"),
     (".attn.relative", ".attention.self.relative"),
@@ -53,21 +56,25 @@ def in_transformers_words(branch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"audio_model.audio_encoder.{name}": tensor for name, tensor in found.items()}
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "fusion"])
+@pytest.fixture(scope="module", params=["tiny", "fusion", "base"])
 def both(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, str]:
-    """Names of one set of weights, as laion-clap's file and as transformers' folder."""
+) -> tuple[FrozenEncoder, FrozenEncoder]:
+    """One set of weights, from laion-clap's file and from transformers' folder."""
     folder = tmp_path_factory.mktemp("both")
     torch.manual_seed(3)
-    branch = random_branch(audio_config("HTSAT-tiny"), fusion=request.param)
+    fuses, size = request.param == "fusion", "base" if request.param == "base" else "tiny"
+    branch = random_branch(audio_config(f"HTSAT-{size}"), fusion=fuses)
     branch.bn0.running_mean.uniform_(-45, -25)
     branch.bn0.running_var.uniform_(100, 400)
-    projection = nn.Sequential(nn.Linear(768, 512), nn.ReLU(), nn.Linear(512, 512))
+    width = WIDTHS[size]
+    projection = nn.Sequential(nn.Linear(width, 512), nn.ReLU(), nn.Linear(512, 512))
     whole = nn.ModuleDict({"audio_branch": branch, "audio_projection": projection})
     torch.save(whole.state_dict(), folder / "best.pt")
-    fusion: dict[str, Any] = {"enable_fusion": True} if request.param else {}
-    model = ClapAudioModelWithProjection(ClapAudioConfig(projection_dim=512, **fusion))
+    sizes: dict[str, Any] = {"enable_fusion": fuses, "projection_dim": 512}
+    if size == "base":
+        sizes |= {"patch_embeds_hidden_size": 128, "hidden_size": 1024, "depths": [2, 2, 12, 2]}
+    model = ClapAudioModelWithProjection(ClapAudioConfig(**sizes))
     state = in_transformers_words(branch.state_dict())
     for index, layer in ((1, projection[0]), (2, projection[2])):
         for name, value in layer.state_dict().items():
@@ -75,10 +82,11 @@ def both(
     assert set(state) == set(model.state_dict())
     model.load_state_dict(state)
     model.save_pretrained(folder / "hf")
-    rule = "fusion" if request.param else "rand_trunc"
+    rule = "fusion" if fuses else "rand_trunc"
     extractor = {"truncation": rule, "frequency_min": 50}  # 50 Hz as published; the default is 0
     ClapFeatureExtractor(**extractor).save_pretrained(folder / "hf")
-    return f"laion-clap:{folder / 'best.pt'}", f"hf:{folder / 'hf'}"
+    names = (f"laion-clap:{folder / 'best.pt'}", f"hf:{folder / 'hf'}")
+    return load_audio_encoder(names[0]), load_audio_encoder(names[1])
 
 
 def clips() -> tuple[Tensor, Tensor]:
@@ -89,23 +97,24 @@ def clips() -> tuple[Tensor, Tensor]:
     return waves, torch.tensor([12, 10, 3]) * 48_000
 
 
-def test_pooled_embeddings_are_equal(both: tuple[str, str]) -> None:
-    laion, hub = (load_audio_encoder(name) for name in both)
-    waves, lengths = clips()
+def test_pooled_embeddings_are_equal(both: tuple[FrozenEncoder, FrozenEncoder]) -> None:
+    (laion, hub), (waves, lengths) = both, clips()
     one, other = laion.encode(waves, lengths), hub.encode(as_16_bit(waves), lengths)
     assert (one - other).abs().max() < TOLERANCE
     assert (one - hub.encode(waves, lengths)).abs().max() < UNQUANTISED
     assert min((one[i] - one[j]).abs().max() for i, j in ((0, 1), (1, 2))) > 10 * UNQUANTISED
 
 
-def test_local_features_are_equal_and_average_to_the_pooled(both: tuple[str, str]) -> None:
+def test_local_features_are_equal_and_average_to_the_pooled(
+    both: tuple[FrozenEncoder, FrozenEncoder],
+) -> None:
     waves, lengths = clips()
-    laion, hub = (load_features(name, "local") for name in both)
-    assert laion.shape == hub.shape == (64, 768)
+    laion, hub = (LocalFeatures(encoder) for encoder in both)
+    assert laion.shape == hub.shape and laion.shape in {(64, width) for width in WIDTHS.values()}
     one, other = laion.encode(waves, lengths), hub.encode(as_16_bit(waves), lengths)
-    assert one.shape == (3, 64, 768)
+    assert one.shape == (3, *laion.shape)
     assert (one - other).abs().max() < LOCAL_TOLERANCE
-    encoder = load_audio_encoder(both[0])
+    encoder: Any = both[0]
     with torch.no_grad():
         embedded = encoder.audio_projection(one.mean(dim=1))
     torch.testing.assert_close(
@@ -113,15 +122,18 @@ def test_local_features_are_equal_and_average_to_the_pooled(both: tuple[str, str
     )
 
 
-def test_local_features_are_in_order_of_time(both: tuple[str, str]) -> None:
-    """A click late in the clip changes late features most: the window of its moment."""
-    silence, clicked = torch.zeros(1, 480_000), torch.zeros(1, 480_000)
-    clicked[0, 360_000:364_800] = 0.5 * torch.sin(torch.arange(4800) * 0.3)
-    for name in both:
-        encoder = load_features(name, "local")
-        change = (encoder.encode(clicked) - encoder.encode(silence)).norm(dim=-1)[0]
-        moment = change.unflatten(0, (32, 2)).sum(dim=1).argmax().item()
-        assert abs(moment - 0.75 * 32) <= 2
+def test_local_features_are_in_order_of_time(both: tuple[FrozenEncoder, FrozenEncoder]) -> None:
+    """A click changes the features of its moment most, of 32, two bands each."""
+    places = (0.1, 0.4, 0.75, 0.95)
+    waves = torch.zeros(1 + len(places), 480_000)  # silence, and a click early, later, late
+    for wave, place in zip(waves[1:], places, strict=True):
+        start = int(place * 480_000)
+        wave[start : start + 4800] = 0.5 * torch.sin(torch.arange(4800) * 0.3)
+    for encoder in both:
+        silence, *clicked = LocalFeatures(encoder).encode(waves)
+        for place, features in zip(places, clicked, strict=True):
+            change = (features - silence).norm(dim=-1).unflatten(0, (32, 2)).sum(dim=1)
+            assert abs(change.argmax().item() - place * 32) <= 2
 
 
 def test_fusion_mel_is_transformers() -> None:

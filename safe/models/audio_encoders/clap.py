@@ -90,9 +90,12 @@ def _load(name: str, folder: Path) -> tuple[ClapFeatureExtractor, ClapAudioModel
         raise ModelError(
             f"{name}: not a CLAP that can be loaded ({reason}); {_WAYS_OUT}"
         ) from error
-    if info["missing_keys"]:
-        some = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ModelError(f"{name}: {folder} lacks audio weights: {some}, ...; {_WAYS_OUT}")
+    audio = ("audio_model.", "audio_projection.")  # the rest of a whole CLAP is its text half
+    unknown = [key for key in info["unexpected_keys"] if key.startswith(audio)]
+    for problem, keys in (("lacks", info["missing_keys"]), ("has unknown", unknown)):
+        if keys:
+            some = ", ".join(sorted(keys)[:3])
+            raise ModelError(f"{name}: {folder} {problem} audio weights: {some}, ...; {_WAYS_OUT}")
     if model.config.projection_dim != EMBEDDING_WIDTH:
         raise ModelError(
             f"{name}: embeddings of width {model.config.projection_dim}: must be {EMBEDDING_WIDTH}"
