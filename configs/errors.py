@@ -24,6 +24,10 @@ class CheckpointError(SafeError):
     """A checkpoint is missing, damaged, or was made by a run that does not match."""
 
 
+class PluginError(SafeError):
+    """What another package adds by an entry point clashes with something, or does not work."""
+
+
 class MetricError(SafeError):
     """A score is undefined for what it was asked to score."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from configs.errors import SafeError
-from probes import PROBES, get_probe
+from probes import all_probes, get_probe
 from probes.context import Context
 from probes.findings.finding import Finding, Severity
 from probes.findings.judge import Verdict, judge
@@ -120,7 +120,7 @@ def diagnose(
         path: a signal path, a YAML file with one, or None to infer it.
         loss_fn: (output, batch) to nats per supervised token; None takes the model's own loss.
         optimizer: of the training; one step of it is tried and undone.
-        probes: names of the probes to run; None for all.
+        probes: names of the probes to run; None for all, also other packages'.
         signal: which signal to infer the path of, ``audio`` or ``vision``.
         step: optimizer steps done; findings about training need it.
         start: parameter values at the start of training, by name.
@@ -144,7 +144,7 @@ def diagnose(
             "loss_scale": scale_of(optimizer) if loss_scale is None else loss_scale,
         },
     }
-    names = PROBES if probes is None else tuple(probes)
+    names = all_probes() if probes is None else tuple(probes)
     chosen = {name: partial(get_probe(name), **options.get(name, {})) for name in names}
     context = Context.of(
         model, batches, path, signal=signal, loss_fn=loss_fn, optimizer=optimizer, step=step,

@@ -7,11 +7,7 @@ from pathlib import Path
 from configs.schema import EMBEDDED, SYNTHETIC, RunConfig
 from safe.models.backbones import weights_available
 from safe.models.hub import looks_like_folder
-
-_NAMES = (EMBEDDED, "smollm2")
-"""Backbones that are meant by name, also where a folder happens to be called so."""
-_WITH_FILE = ("laion-clap:", "hf:")
-"""Audio encoders whose name goes on with a file or folder."""
+from safe.plugins import BACKBONES, ENCODERS
 
 
 def use_what_is_here(config: RunConfig, explicit: Collection[str]) -> tuple[RunConfig, list[str]]:
@@ -57,9 +53,11 @@ def absolute_paths(config: RunConfig) -> RunConfig:
     """The same configuration with every path absolute, so that a run resumes from any folder."""
     model, data = config.model, config.data
     kind, colon, file = model.audio_encoder.partition(":")
-    if kind + colon in _WITH_FILE and (Path(file).expanduser().exists() or looks_like_folder(file)):
+    known = kind in ENCODERS.builtin + ENCODERS.names()
+    if known and colon and (Path(file).expanduser().exists() or looks_like_folder(file)):
         model = replace(model, audio_encoder=f"{kind}:{_absolute(file)}")
-    if model.backbone not in _NAMES and looks_like_folder(model.backbone):
+    meant_by_name = BACKBONES.builtin + BACKBONES.names()  # also where a folder is called so
+    if model.backbone not in meant_by_name and looks_like_folder(model.backbone):
         model = replace(model, backbone=_absolute(model.backbone))
     if data.root != SYNTHETIC:
         data = replace(data, root=_absolute(data.root))

@@ -10,6 +10,7 @@ import yaml
 from rich.console import Console, Group, RenderableType
 
 from configs.errors import ConfigError
+from probes import ADDED
 from probes.context import Context
 from probes.diagnosis import Diagnosis, diagnose
 from probes.findings.facts import Facts
@@ -38,6 +39,8 @@ def measure(arguments: argparse.Namespace) -> int:
     diagnosis = _diagnose(subject, arguments, settings, notes)
     facts, about = Facts(diagnosis.log), dict(subject.about)
     shown = [views.VIEWS[p](facts) for p in _SHOWN[arguments.command] if _has(facts, p)]
+    if arguments.command == "check":
+        shown += [views.records_view(facts, p) for p in ADDED.names() if _has(facts, p)]
     if shown and arguments.command == "magnitude":
         shown = [_beside_vision(subject, facts, about)]
     return _finish(arguments, console, diagnosis, about, shown)

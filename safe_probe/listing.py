@@ -3,7 +3,7 @@
 from dataclasses import fields
 
 from configs.errors import ConfigError, unknown
-from probes.findings.catalogue import CATALOGUE, FAMILIES
+from probes.findings.catalogue import FAMILIES, OWN, all_families, begins_a_code
 from probes.findings.thresholds import Thresholds
 
 
@@ -14,10 +14,10 @@ def findings_text(prefix: str = "") -> str:
         ConfigError: no code begins so.
     """
     prefix = prefix.upper()
-    if not any(code.startswith(prefix) for code in CATALOGUE):
-        raise ConfigError(unknown("finding", prefix, [f.prefix for f in FAMILIES]))
+    if not begins_a_code(prefix):
+        raise ConfigError(unknown("finding", prefix, [f.prefix for f in all_families()]))
     parts = []
-    for family in FAMILIES:
+    for family in FAMILIES if prefix.startswith(OWN) else all_families():
         rules = [r for r in family.rules if r.code.startswith(prefix)]
         if rules:
             lines = [f"  {r.code}  {r.severity.word:<8} {r.title}" for r in rules]

@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from configs.errors import ConfigError
-from probes import PROBES, get_probe
+from probes import all_probes, get_probe
 from probes.diagnosis import diagnose
+from probes.findings.catalogue import catalogue
 from probes.record import Record, RecordLog, append_records
 from safe.training.batches import CaptionDataset, epoch_windows
 from safe.training.callbacks import Callback, Step
@@ -39,7 +40,7 @@ class ProbeWatch(Callback):
     Args:
         every: optimizer steps between two measurements; None for one epoch.
         probes: names of the cheap probes.
-        ends: names of the probes before the first and after the last step.
+        ends: names of the probes before the first and after the last step; None for all.
         batches: how many micro-batches to measure on: always the first of the first epoch.
         batch_size: clips in each of them.
 
@@ -52,14 +53,16 @@ class ProbeWatch(Callback):
         self,
         every: int | None = None,
         probes: Sequence[str] = CHEAP,
-        ends: Sequence[str] = PROBES,
+        ends: Sequence[str] | None = None,
         batches: int = 2,
         batch_size: int = 8,
     ) -> None:
         if every is not None and every < 1:
             raise ConfigError(f"probes every {every} steps: must be at least 1, such as 50")
+        ends = all_probes() if ends is None else ends
         for name in (*probes, *ends):
             get_probe(name)
+        catalogue()  # another package's findings fail here too, and not after the training
         self.every, self.probes, self.ends = every, tuple(probes), tuple(ends)
         self.batches, self.batch_size = batches, batch_size
         self._file: Path | None = None

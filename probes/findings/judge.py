@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from probes.findings.catalogue import CATALOGUE
+from probes.findings.catalogue import catalogue
 from probes.findings.facts import Facts
 from probes.findings.finding import Finding, Link, Severity
 from probes.findings.settings import Settings
@@ -25,7 +25,7 @@ def judge(records: Iterable[Record], settings: Settings | None = None) -> list[F
     step = max((r.step for r in facts.history), default=0)
     found = [
         replace(f, severity=settings.severity.get(f.code, f.severity), step=step)
-        for rule in CATALOGUE.values()
+        for rule in catalogue().values()
         for f in rule.findings(facts, settings.thresholds)
     ]
     return [f for f in trace(found) if settings.reports(f.code)]
@@ -39,13 +39,13 @@ def trace(findings: Sequence[Finding]) -> list[Finding]:
     consequence when it is a symptom (something measured that an earlier break can cause), not when
     it is a setting that is wrong by itself.
     """
-    ordered = sorted(findings, key=_along_the_chain)
+    rules, ordered = catalogue(), sorted(findings, key=_along_the_chain)
     root = root_cause(ordered)
     if root is None:
         return ordered
     marked = [
         replace(f, consequence_of=root.code)
-        if CATALOGUE[f.code].symptom and f.code != root.code and f.link >= root.link
+        if rules[f.code].symptom and f.code != root.code and f.link >= root.link
         and f.severity > Severity.NOTE and f.link != Link.CLAIM
         else f
         for f in ordered
@@ -59,11 +59,11 @@ def root_cause(findings: Sequence[Finding]) -> Finding | None:
     real = [f for f in findings if f.link != Link.CLAIM and f.severity > Severity.NOTE]
     if not real:
         return None
-    worst = max(f.severity for f in real)
+    rules, worst = catalogue(), max(f.severity for f in real)
     # what somebody has set comes before what follows from it within the same link
-    first = lambda f: (f.link, CATALOGUE[f.code].symptom, *_along_the_chain(f)[1:])  # noqa: E731
+    first = lambda f: (f.link, rules[f.code].symptom, *_along_the_chain(f)[1:])  # noqa: E731
     root = min((f for f in real if f.severity == worst), key=first)
-    causes = [f for f in real if root.code in CATALOGUE[f.code].explains]
+    causes = [f for f in real if root.code in rules[f.code].explains]
     return min(causes, key=first, default=root)
 
 

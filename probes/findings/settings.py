@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from configs.errors import ConfigError, unknown
-from probes.findings.catalogue import CATALOGUE, unknown_code
+from probes.findings.catalogue import CATALOGUE, begins_a_code, catalogue, unknown_code
 from probes.findings.finding import Finding, Severity
 from probes.findings.thresholds import Thresholds
 
@@ -44,10 +44,10 @@ class Settings:
     def __post_init__(self) -> None:
         for what, codes in (("select", self.select), ("ignore", self.ignore)):
             for code in codes:
-                if not any(known.startswith(code) for known in CATALOGUE):
+                if not begins_a_code(code):
                     raise ConfigError(f"{what}: {unknown_code(code)}")
         for code in self.severity:
-            if code not in CATALOGUE:
+            if code not in CATALOGUE and code not in catalogue():
                 raise ConfigError(f"severity: {unknown_code(code)}")
 
     @classmethod

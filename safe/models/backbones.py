@@ -20,7 +20,9 @@ from safe.models.hub import (
     weight_files,
 )
 from safe.models.layer_output import hidden_of, replace_hidden
+from safe.models.named import named_folder
 from safe.models.prompts import LLAVA_15, SMOLLM2, family_prompt, load_tokenizer, prompt_in
+from safe.plugins import BACKBONES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -139,7 +141,8 @@ def load_backbone(
 
     Args:
         name: ``embedded`` (comes with the package), ``smollm2`` (after ``safe-train fetch
-            smollm2``), a folder, or a hub name; a LLaVA-type model or a causal language model.
+            smollm2``), what another package adds (docs/extend.md), a folder, or a hub name; a
+            LLaVA-type model or a causal language model.
         dtype: of the frozen weights. bfloat16 is also the faster one on CPUs that know it
             (1.7 times for SmolLM2 with avx512_bf16).
         device_map: passed to transformers, e.g. ``auto``; None puts everything on the CPU.
@@ -150,21 +153,15 @@ def load_backbone(
         ModelError: nothing under this name, weights missing, or bitsandbytes not installed.
     """
     options = _load_options(dtype, device_map, quantization)
-    if name == "smollm2":
-        from safe.models.smollm2 import smollm2_folder
-
-        folder = smollm2_folder()
-    elif name == "embedded":
-        folder = model_folder(str(EMBEDDED / "backbone"), "reinstall safe-probe")
-    else:
-        folder = model_folder(name, _ways_out(name))
+    folder = named_folder(name) or model_folder(name, _ways_out(name))
     model, tokenizer = _load_folder(name, folder, options)
     types = (model.config.model_type, model.config.get_text_config(decoder=True).model_type)
     prompt = prompt_in(folder) or (
         SMOLLM2 if name == "smollm2" else family_prompt(*types, tokenizer)
     )
     # A folder may move: its own name is enough beside the hash of what lies in it.
-    label = folder.name if looks_like_folder(name) else name
+    by_name = name in BACKBONES.builtin + BACKBONES.names() or not looks_like_folder(name)
+    label = name if by_name else folder.name
     identity = f"{label}@{file_digest(weight_files(folder), edge_bytes=_EDGE_BYTES)}"
     if not _is_llava(model):
         return backbone_from_causal_lm(model, tokenizer, name, prompt=prompt, identity=identity)
@@ -218,6 +215,8 @@ def weights_available(name: str) -> bool:
     """Say whether ``load_backbone(name)`` would find weights on this machine, without torch."""
     if name == "smollm2":
         return is_fetched(name)
+    if name in BACKBONES.names():
+        return True
     if name == "embedded" or looks_like_folder(name):
         folder = EMBEDDED / "backbone" if name == "embedded" else Path(name).expanduser()
         return (folder / "config.json").is_file() and bool(weight_files(folder))

@@ -78,8 +78,15 @@ def llava_from_causal_lm(lm: PreTrainedModel, tokenizer: Any) -> LlavaForConditi
         image_seq_length=4,
         tie_word_embeddings=bool(text_config.tie_word_embeddings),
     )
-    with torch.device("meta"):  # the decoder's weights are never allocated a second time
-        model: Any = LlavaForConditionalGeneration(config)
+    try:
+        with torch.device("meta"):  # the decoder's weights are never allocated a second time
+            model: Any = LlavaForConditionalGeneration(config)
+    except ValueError as error:
+        kind = type(text_config).__name__
+        raise ModelError(
+            f"{type(lm).__name__} cannot be put into LLaVA's class: transformers knows no decoder "
+            f"for its {kind}; a model class of your own needs AutoModel.register({kind}, ...) too"
+        ) from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         place = execution_device(head), head.weight.dtype

@@ -7,7 +7,8 @@ import torch
 
 from configs.errors import ModelError
 from safe.models.backbones import Backbone, Dtype, backbone_from_causal_lm, meta_backbone
-from safe.models.hub import EMBEDDED, config_folder, quiet_transformers
+from safe.models.hub import config_folder, quiet_transformers
+from safe.models.named import named_folder
 from safe.models.prompts import SMOLLM2, family_prompt, load_tokenizer, prompt_in
 
 
@@ -27,19 +28,9 @@ def planned_backbone(name: str, dtype: Dtype) -> Backbone:
     try:
         backbone = meta_backbone(name)
     except ModelError as unknown:
-        backbone = _from_folder(name, _folder(name, str(unknown)))
+        backbone = _from_folder(name, named_folder(name) or config_folder(name, str(unknown)))
     backbone.model.to(getattr(torch, dtype))
     return backbone
-
-
-def _folder(name: str, why_not: str) -> Path:
-    if name == "embedded":
-        return EMBEDDED / "backbone"
-    if name == "smollm2":
-        from safe.models.smollm2 import smollm2_folder
-
-        return smollm2_folder()
-    return config_folder(name, why_not)
 
 
 def _from_folder(name: str, folder: Path) -> Backbone:

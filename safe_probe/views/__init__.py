@@ -12,6 +12,7 @@ from safe_probe.views.gradflow import gradflow_view
 from safe_probe.views.influence import influence_view
 from safe_probe.views.magnitude import magnitude_view, vision_view
 from safe_probe.views.parameters import claims_view, memory_view, parameters_view
+from safe_probe.views.records import records_view
 from safe_probe.views.sensitivity import sensitivity_view
 from safe_probe.views.table import bar, number, table
 
@@ -35,6 +36,7 @@ __all__ = [
     "memory_view",
     "number",
     "parameters_view",
+    "records_view",
     "table",
     "vision_view",
 ]

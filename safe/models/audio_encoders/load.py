@@ -4,6 +4,7 @@ from configs.errors import ModelError, did_you_mean
 from safe.models.audio_encoders.base import AudioEncoder, FrozenEncoder
 from safe.models.audio_encoders.local import Features, LocalFeatures
 from safe.models.hub import EMBEDDED
+from safe.plugins import ENCODERS
 
 
 def load_features(name: str, features: Features) -> AudioEncoder:
@@ -21,11 +22,13 @@ def load_audio_encoder(name: str) -> FrozenEncoder:
 
     Args:
         name: ``embedded`` (comes with the package), ``aisfx`` (after ``safe-train fetch aisfx``),
-            ``laion-clap:CHECKPOINT`` (a .pt file of laion-clap, fusion or not), or ``hf:NAME`` (a
-            CLAP of transformers, folder or hub name).
+            ``laion-clap:CHECKPOINT`` (a .pt file of laion-clap, fusion or not), ``hf:NAME`` (a
+            CLAP of transformers, folder or hub name), or what another package adds, with or
+            without ``:WHERE`` (docs/extend.md).
 
     Raises:
         ModelError: another name, or the weights are missing or do not fit.
+        PluginError: another package's encoder is none.
     """
     kind, _, where = name.partition(":")
     if name == "aisfx":
@@ -49,8 +52,22 @@ def load_audio_encoder(name: str) -> FrozenEncoder:
             "audio encoder laion-clap needs a checkpoint: laion-clap:CHECKPOINT.pt (a file such as "
             "630k-audioset-best.pt), or use hf:laion/clap-htsat-unfused, aisfx or embedded"
         )
-    hint = did_you_mean(kind, ("embedded", "aisfx", "laion-clap", "hf"))
-    raise ModelError(
-        f"unknown audio encoder {name!r}{hint}; known: embedded, aisfx, laion-clap:CHECKPOINT, "
-        "hf:FOLDER_OR_HUB_NAME"
-    )
+    added = ENCODERS.names()
+    if kind in added:
+        return _added(kind, name)
+    hint = did_you_mean(kind, ENCODERS.builtin + added)
+    known = ("embedded", "aisfx", "laion-clap:CHECKPOINT", "hf:FOLDER_OR_HUB_NAME", *added)
+    raise ModelError(f"unknown audio encoder {name!r}{hint}; known: {', '.join(known)}")
+
+
+def _added(kind: str, name: str) -> FrozenEncoder:
+    """The encoder that another package adds under ``kind``."""
+    make = ENCODERS.load(kind)
+    try:
+        encoder = make(name)
+    except Exception as error:
+        raise ENCODERS.broken(kind, error) from error
+    if not isinstance(encoder, FrozenEncoder):
+        raise ENCODERS.broken(kind, f"a {type(encoder).__name__} is no FrozenEncoder")
+    encoder.freeze()
+    return encoder
