@@ -28,11 +28,11 @@ class AudioAttention(nn.Module):
     """Softmax attention over the audio tokens; parameter-free, so a probe can read its output.
 
     Args:
-        scaling: factor of the scores, usually 1 / sqrt(d).
+        scaling: factor of the scores; None for 1 / sqrt(d).
         cap: the scores' bound, reached smoothly as ``tanh(scores / cap) * cap``; None for none.
     """
 
-    def __init__(self, scaling: float, cap: float | None = None) -> None:
+    def __init__(self, scaling: float | None = None, cap: float | None = None) -> None:
         super().__init__()
         self.scaling, self.cap = scaling, cap
 
@@ -44,7 +44,8 @@ class AudioAttention(nn.Module):
             key: [B, heads, N, d].
             mask: [B, N] bool, False for an audio token that must not be attended to, or None.
         """
-        scores = query @ key.transpose(-1, -2) * self.scaling
+        scaling = query.shape[-1] ** -0.5 if self.scaling is None else self.scaling
+        scores = query @ key.transpose(-1, -2) * scaling
         if self.cap is not None:
             scores = torch.tanh(scores / self.cap) * self.cap
         if mask is not None:
@@ -112,7 +113,7 @@ class FusionBlock(nn.Module):
         self.head_dim = int(attention.head_dim)
         self.query_norm = getattr(layer, "input_layernorm", nn.Identity())
         self.attention = AudioAttention(
-            float(getattr(attention, "scaling", self.head_dim**-0.5)),
+            getattr(attention, "scaling", None),
             getattr(attention, "attn_logit_softcapping", None),
         )
         self.residual = GatedResidual(config.gate_init, config.gate_max)
