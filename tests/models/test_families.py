@@ -66,7 +66,7 @@ def make(load: Callable[[Family], Backbone], make_config: Callable[..., ModelCon
         backbone = load(family)
         config = make_config(
             backbone=backbone.name, hidden_size=backbone.hidden_size, num_layers=LAYERS,
-            fusion={"layers": FUSED}, **changes,
+            **({"fusion": {"layers": FUSED}} | changes),
         )  # fmt: skip
         torch.manual_seed(5)
         made = SAFEModel(backbone, config)
@@ -183,6 +183,22 @@ def test_the_branch_is_the_layers_own_attention_without_positions(
     # a norm may stand behind the keys, but none behind the values: the projector's scale gets there
     none, value, louder = (block.keys_values(factor * inside)[1] for factor in (0, 1, 5))
     torch.testing.assert_close(louder - none, 5 * (value - none), rtol=1e-4, atol=1e-4)
+
+
+@by_name(FAMILIES)
+def test_position_0_is_left_alone_on_request(make: Maker, family: Family) -> None:
+    """What is said after the first token is then what a deaf model says; or an error says why."""
+    (ids, mask), audio = texts(), sounds()
+    model = make(family, fusion={"layers": FUSED, "skip_first_token": True})
+    if family.name in ("qwen2_vl", "qwen2_5_vl"):
+        with pytest.raises(ModelError, match="this decoder does not tell its layers the positions"):
+            model(ids, mask, audio)
+        return
+    with torch.no_grad():
+        heard, silent = model(ids, mask, audio).logits, model(ids, mask).logits
+    for row, first in enumerate((0, 2)):
+        assert torch.equal(heard[row, first], silent[row, first])
+    assert (heard[:, -1] - silent[:, -1]).abs().max() > 1e-3
 
 
 @by_name(FAMILIES)

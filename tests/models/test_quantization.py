@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from configs.errors import ModelError
 from configs.schema import ModelConfig
 from probes.diagnosis import diagnose
 from probes.findings.finding import Severity
 from safe import cli
+from safe.models import backbones
 from safe.models.adapter_files import from_pretrained, save_pretrained
 from safe.models.backbones import Backbone, load_backbone
 from safe.models.fusion_adapter import PROJECTIONS
@@ -202,6 +204,18 @@ def test_a_pass_without_gradients_takes_none_away(
     found = gradients(used)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_offloaded_weights_cannot_be_quantised(
+    place: Place, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    given = backbones._load_options("float32", None, kind) | {"device_map": {"": "disk"}}
+    monkeypatch.setattr(backbones, "_load_options", lambda *_: given)
+    with pytest.raises(
+        ModelError, match="can be loaded .Some modules are dispatched on the CPU or"
+    ):
+        load_backbone(str(place("llama")), quantization=kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
