@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModel,
     CLIPVisionConfig,
@@ -95,43 +95,56 @@ def llava_from_causal_lm(lm: PreTrainedModel, tokenizer: Any) -> LlavaForConditi
     model.model.language_model = decoder
     model.lm_head = head
     model.text_only = True
-    own = None if execution_device(head).type == "meta" else _logits(lm)
-    if (change := _behind_the_head(text_config)) is not None:
-        head.register_forward_hook(change)
-    if own is not None and not torch.equal(own, _logits(model)):
-        raise ModelError(
-            f"{type(lm).__name__} does something to its logits behind the output head that is not "
-            "known here; use a model of one of the families in docs/backbones.md"
-        )
+    if execution_device(head).type == "meta":
+        _do_behind_the_head(model, text_config)
+    else:
+        expected = _logits(lm)
+        _do_behind_the_head(model, text_config)
+        if not torch.equal(_logits(model), expected):
+            raise ModelError(
+                f"{type(lm).__name__} does something to its logits behind the output head that is "
+                "not known here; use a model of one of the families in docs/backbones.md"
+            )
     if lm.generation_config is not None:
         model.generation_config = lm.generation_config
     return model
 
 
-def _behind_the_head(config: Any) -> Callable[[nn.Module, Any, Tensor], Tensor] | None:
-    """What a family does to its logits: caps (Gemma 2), divides (Granite), scales (Cohere)."""
+def _do_behind_the_head(model: Any, config: Any) -> None:
+    """Let a hook cap (Gemma 2), divide (Granite) or scale (Cohere) what leaves the head."""
+    change: Callable[[Tensor], Tensor] | None = None
     if cap := getattr(config, "final_logit_softcapping", None):
-        return lambda _head, _args, logits: torch.tanh(logits / cap) * cap
-    if divisor := getattr(config, "logits_scaling", None):
-        return lambda _head, _args, logits: logits / divisor
-    if factor := getattr(config, "logit_scale", None):
-        return lambda _head, _args, logits: logits * factor
-    return None
+        change = lambda logits: torch.tanh(logits / cap) * cap  # noqa: E731
+    elif divisor := getattr(config, "logits_scaling", None):
+        change = lambda logits: logits / divisor  # noqa: E731
+    elif factor := getattr(config, "logit_scale", None):
+        change = lambda logits: logits * factor  # noqa: E731
+    if change is not None:
+        model.lm_head.register_forward_hook(lambda _head, _args, logits: change(logits))
 
 
 @torch.no_grad()
 def _logits(model: Any) -> Tensor:
-    """Logits of a fixed hidden state by the model's own forward, its decoder left out."""
-    decoder, embeddings = model.get_decoder(), model.get_input_embeddings()
-    hidden = torch.linspace(-1, 1, embeddings.weight.shape[-1])[None, None]
-    hidden = hidden.to(execution_device(embeddings), model.dtype)
+    """Logits of a fixed hidden state by the model's own forward, its decoder left out.
+
+    Raises:
+        ModelError: the model cannot do without what its decoder would return besides.
+    """
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    hidden = torch.linspace(-1, 1, head.weight.shape[-1])[None, None]
+    hidden = hidden.to(execution_device(model.get_input_embeddings()), head.weight.dtype)
     found = vars(decoder).get("forward")  # accelerate's, when it has put one there
     decoder.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=hidden)
     try:
         ids = torch.zeros(1, 1, dtype=torch.long, device=hidden.device)
         logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be put into LLaVA's class ({error}); use a model of "
+            "one of the families in docs/backbones.md"
+        ) from error
     finally:
         del decoder.forward
         if found is not None:
             decoder.forward = found
-    return logits
+    return logits.cpu()  # of two models that may end on different devices

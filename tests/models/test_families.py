@@ -264,6 +264,16 @@ def test_logits_that_are_changed_in_an_unknown_way(tokenizer: Any) -> None:
         backbone_from_causal_lm(Strange(LlamaConfig(**TEXT)), tokenizer, "strange")
 
 
+def test_logits_that_need_more_than_hidden_states(tokenizer: Any) -> None:
+    class Strange(LlamaForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            found = self.model(*args, **kwargs)
+            return self.lm_head(found.last_hidden_state + found.more)
+
+    with pytest.raises(ModelError, match="Strange cannot be put into LLaVA's class .*'more'"):
+        backbone_from_causal_lm(Strange(LlamaConfig(**TEXT)), tokenizer, "strange")
+
+
 def test_the_page_lists_these_families_with_their_prompts(
     load: Callable[[Family], Backbone], repo_root: Path
 ) -> None:
