@@ -380,10 +380,6 @@ def test_layouts_of_the_published_checkpoints(
     assert encoder.local_shape == (64, width)
     for name, value in audio.state_dict().items():
         assert torch.equal(encoder.state_dict()[name], value), name
-    del state["module.audio_branch.norm.bias"]
-    torch.save({"state_dict": state}, tmp_path / file)
-    with pytest.raises(ModelError, match=r"missing: audio_branch.norm.bias\)"):
-        load_audio_encoder(f"laion-clap:{tmp_path / file}")
 
 
 def test_laion_without_ddp_prefix(

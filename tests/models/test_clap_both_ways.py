@@ -105,6 +105,7 @@ def test_pooled_embeddings_are_equal(both: tuple[FrozenEncoder, FrozenEncoder]) 
     assert min((one[i] - one[j]).abs().max() for i, j in ((0, 1), (1, 2))) > 10 * UNQUANTISED
 
 
+@pytest.mark.parametrize("both", ["tiny", "fusion"], indirect=True)
 def test_local_features_are_equal_and_average_to_the_pooled(
     both: tuple[FrozenEncoder, FrozenEncoder],
 ) -> None:
@@ -122,6 +123,7 @@ def test_local_features_are_equal_and_average_to_the_pooled(
     )
 
 
+@pytest.mark.parametrize("both", ["tiny", "fusion"], indirect=True)
 def test_local_features_are_in_order_of_time(both: tuple[FrozenEncoder, FrozenEncoder]) -> None:
     """A click changes the features of its moment most, of 32, two bands each."""
     places = (0.1, 0.4, 0.75, 0.95)
