@@ -125,12 +125,16 @@ class FusionBlock(nn.Module):
             tokens: [B, N, H] audio tokens as the projector made them.
 
         Returns:
-            key and value, each [B, kv_heads, N, d].
+            key and value, each [B, heads, N, d]: where queries share them, once per query head.
         """
         tokens = tokens.to(self.residual.residual_scale.device)
         if not torch.is_autocast_enabled(tokens.device.type):
             tokens = tokens.to(_dtype(self))
-        return self._heads(self.k_proj(tokens), self.k_norm), self._heads(self.v_proj(tokens))
+        key, value = self._heads(self.k_proj(tokens), self.k_norm), self._heads(self.v_proj(tokens))
+        groups = self.q_proj.out_features // self.k_proj.out_features
+        if groups > 1:  # here and not in forward: captions are generated token by token
+            key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        return key, value
 
     def forward(
         self,
@@ -145,15 +149,13 @@ class FusionBlock(nn.Module):
 
         Args:
             hidden: [B, T, H] hidden states that leave the decoder layer.
-            key: [B, kv_heads, N, d] from :meth:`keys_values`.
-            value: [B, kv_heads, N, d].
+            key: [B, heads, N, d] from :meth:`keys_values`.
+            value: [B, heads, N, d].
             mask: [B, N] bool or None, tokens in use.
             gate: outer gate times warm-up factor.
             skipped: [B, T] or [1, T] bool, True for tokens that hear nothing; None for none.
         """
         query = self._heads(self.q_proj(self.query_norm(hidden)), self.q_norm)
-        groups = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         weights = self.attention(query, key, mask)
         heard = (weights @ value).transpose(1, 2).flatten(-2)
         branch = self.o_proj(heard)
