@@ -19,7 +19,7 @@ from safe.training.launch import Launch
 from safe.training.run import resume, start
 from safe_probe.watch import ProbeWatch
 
-EPOCHS, EFFECTIVE_BATCH, MAX_NEW_TOKENS = 6, 16, 24
+EPOCHS, EFFECTIVE_BATCH, MAX_NEW_TOKENS = 4, 16, 24
 _ARCHITECTURE = ("model.projector.kind", "model.audio_features")
 """What a calibration depends on, besides the pieces."""
 
