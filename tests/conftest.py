@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from hypothesis import settings
 from rich.console import Console
 
@@ -38,6 +39,13 @@ def pytest_configure() -> None:
 def _seeded() -> None:
     """Start every test from the same torch seed."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_accelerator() -> Iterator[None]:
+    """Leave no precision behind: accelerate keeps its state for the whole process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

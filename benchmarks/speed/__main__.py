@@ -1,4 +1,7 @@
-"""``python -m benchmarks.speed``: what probes, training steps and commands cost, as ratios."""
+"""``python -m benchmarks.speed``: what probes, training steps and commands cost, as ratios.
+
+On a GPU (``--device cuda --dtype bfloat16``) the same tables are timed between events.
+"""
 
 import argparse
 import json
@@ -18,6 +21,7 @@ from benchmarks.speed.pairs import Ratio
 from benchmarks.speed.subjects import available, subject
 from benchmarks.speed.tables import probe_tables
 from benchmarks.speed.training import Bench, training_tables
+from benchmarks.speed.variations import variations
 from benchmarks.speed.volume import data_rates, report_command
 from benchmarks.speed.watching import watching
 from benchmarks.versions import versions
@@ -34,14 +38,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch (default 1)")
     parser.add_argument("--backbone", choices=available(), help="only this one (default: all)")
+    parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"),
+        help="of the frozen weights (default float32)",
+    )  # fmt: skip
     parser.add_argument("--run", type=Path, help="a finished run, to time reports of it")
     args = parser.parse_args(argv)
     unknown = set(args.parts) - set(PARTS)
     if unknown:
         parser.error(f"no part {min(unknown)!r}; there are {', '.join(PARTS)}")
-    parts = args.parts or list(PARTS)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here; leave it out to measure the processor")
+    parts, device = args.parts or list(PARTS), torch.device(args.device)
     torch.set_num_threads(args.threads)
-    about: dict[str, Any] = {**versions(LIBRARIES), "threads": args.threads}
+    about: dict[str, Any] = {
+        **versions(LIBRARIES), "threads": args.threads, "dtype": args.dtype,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+    }  # fmt: skip
     print(" ".join(f"{name} {value}" for name, value in about.items()))
     names = [args.backbone] if args.backbone else available()
     found: list[dict[str, Any]] = []
@@ -50,21 +64,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         accuracy = {"relative errors": errors(), "bytes kept": kept_bytes()}
         print(json.dumps(accuracy, indent=2))
         for name in names:
-            found += _show(probe_tables(subject(name)))
+            found += _show(probe_tables(subject(name, args.device, args.dtype)))
     if "training" in parts:
         for name in names:
             encoder = "aisfx" if name != "embedded" and is_fetched("aisfx") else "embedded"
-            bench = Bench(subject(name), encoder)
+            bench = Bench(subject(name, args.device, args.dtype), encoder)
             found += _show(training_tables(bench, _LARGE_PAIRS))
-            found += _show([captioning(bench.subject, _LARGE_PAIRS), watching(bench, _LARGE_PAIRS)])
+            found += _show(part(bench, _LARGE_PAIRS) for part in (captioning, watching, variations))
     if "commands" in parts:
         found += _show([params_command()])
         found += _show_each(
             "commands, each in a new process", [*quick_commands(args.run), check_command()]
         )
     if "growth" in parts:
-        found += _show_each("growth of an optimizer step", training_curves())
-        found += _show_each("growth of the probes", [probe_curve()])
+        found += _show_each("growth of an optimizer step", training_curves(device))
+        found += _show_each("growth of the probes", [probe_curve(device)])
     if "volume" in parts:
         found += _show_each("data sets", data_rates())
         if args.run is not None:

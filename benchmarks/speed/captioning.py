@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from benchmarks.speed.pairs import Ratio, take_turns
-from benchmarks.speed.subjects import Subject
+from benchmarks.speed.training import Bench
 from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionTokens
 
@@ -17,12 +17,13 @@ AT_MOST = 1 / 0.85
 OURS = "safe-train: captions that hear"
 
 
-def captioning(subject: Subject, pairs: int) -> list[Ratio]:
+def captioning(bench: Bench, pairs: int) -> list[Ratio]:
     """Generation with the audio heard, and as a plain loop would hear it, against the backbone."""
-    model = subject.model
+    subject, model = bench.subject, bench.model
     tokens = CaptionTokens(model.tokenizer, model.prompt)
-    prompt = torch.tensor([tokens.prompt_ids] * CLIPS)
-    audio = torch.from_numpy(np.random.default_rng(0).normal(size=(CLIPS, 512)).astype("f4"))
+    prompt = torch.tensor([tokens.prompt_ids] * CLIPS, device=subject.device)
+    heard = np.random.default_rng(0).normal(size=(CLIPS, 512)).astype("f4")
+    audio = torch.from_numpy(heard).to(subject.device)
     options: dict[str, Any] = {
         "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False,
         "eos_token_id": tokens.eos, "pad_token_id": tokens.pad,
@@ -38,7 +39,7 @@ def captioning(subject: Subject, pairs: int) -> list[Ratio]:
         "audio encoded anew for every token": lambda: _anew(model, bare, audio),
     }
     table = f"{subject.name}, generate() of {NEW_TOKENS} tokens for {CLIPS} prompts"
-    return take_turns(table, bare, ways, {OURS: AT_MOST}, pairs)
+    return take_turns(table, bare, ways, {OURS: AT_MOST}, pairs, subject.device)
 
 
 def _anew(model: SAFEModel, generate: Callable[[], None], audio: torch.Tensor) -> None:

@@ -6,7 +6,6 @@ a part that stays the same keeps it below.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from benchmarks.speed.pairs import seconds
 from configs.model_configs import get_config
 from configs.schema import FusionConfig, ProjectorConfig
 from probes.batch import Batch
@@ -28,6 +29,7 @@ from safe.training.retention import Retention
 from safe.training.stage_a import StageA
 
 TURNS = 5
+CPU = torch.device("cpu")
 _VOCABULARY = 4096
 
 
@@ -73,7 +75,7 @@ class Curve:
     sizes: tuple[int, ...]
     """Sizes measured."""
     milliseconds: tuple[float, ...]
-    """CPU time at each, median."""
+    """Time at each, median."""
     kept_bytes: tuple[int, ...]
     """What is kept in memory at each: of a step what its backward pass needs, parameters apart."""
 
@@ -105,24 +107,20 @@ def _exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
-def training_curves() -> Iterator[Curve]:
+def training_curves(device: torch.device = CPU) -> Iterator[Curve]:
     """One curve for each axis."""
     for axis, sizes in AXES.items():
-        found = [_cost(replace(USUAL, **{axis: size})) for size in sizes]
+        found = [_cost(replace(USUAL, **{axis: size}), device) for size in sizes]
         yield Curve(axis.replace("_", " "), sizes, *zip(*found, strict=True))
 
 
-def _cost(shape: Shape) -> tuple[float, int]:
-    """CPU milliseconds of a step, and the bytes that its backward pass needs."""
-    trainer = make_trainer(shape)
+def _cost(shape: Shape, device: torch.device) -> tuple[float, int]:
+    """Milliseconds of a step, and the bytes that its backward pass needs."""
+    trainer = make_trainer(shape, device)
     window = [list(range(shape.clips))]
     kept = kept_for_backward(trainer, lambda: trainer.take_step(window))
-    times = []
-    for _ in range(TURNS):
-        start = time.process_time()
-        trainer.take_step(window)
-        times.append(1000 * (time.process_time() - start))
-    return statistics.median(times), kept
+    times = [seconds(lambda: trainer.take_step(window), device=device) for _ in range(TURNS)]
+    return 1000 * statistics.median(times), kept
 
 
 def kept_for_backward(trainer: StageA, work: Callable[[], object]) -> int:
@@ -141,7 +139,7 @@ def kept_for_backward(trainer: StageA, work: Callable[[], object]) -> int:
     return sum(seen.values())
 
 
-def make_trainer(shape: Shape) -> StageA:
+def make_trainer(shape: Shape, device: torch.device = CPU) -> StageA:
     """A trainer of this shape on random weights and captions, in float32."""
     torch.manual_seed(0)
     backbone = _backbone(shape.hidden_size, shape.decoder_layers)
@@ -155,7 +153,7 @@ def make_trainer(shape: Shape) -> StageA:
             lora_rank=shape.lora_rank, gate_init=0.3, gate_max=1.0,
         ),
     )  # fmt: skip
-    model = SAFEModel(backbone, config)
+    model = SAFEModel(backbone, config).to(device)
     rng = np.random.default_rng(0)
     tokens = CaptionTokens(backbone.tokenizer, backbone.prompt)
     dataset = CaptionDataset(
@@ -169,7 +167,9 @@ def make_trainer(shape: Shape) -> StageA:
     optim = replace(
         get_config("phase1").optim, batch_size=shape.clips, accumulation=1, precision="no"
     )
-    return StageA(model, dataset, optim, Accelerator(cpu=True), Retention([]))
+    AcceleratorState._reset_state()  # of a trainer before, in another precision
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    return StageA(model, dataset, optim, accelerator, Retention([]))
 
 
 def _backbone(hidden_size: int, layers: int) -> Backbone:
@@ -184,17 +184,14 @@ def _backbone(hidden_size: int, layers: int) -> Backbone:
     return backbone_from_causal_lm(LlamaForCausalLM(config), tokenizer, "random", prompt="Sound:")
 
 
-def probe_curve() -> Curve:
+def probe_curve(device: torch.device = CPU) -> Curve:
     """The statistics of all layers against their number; what is kept are norms of tokens."""
     sizes, found = (8, 16, 32, 64), []
     for layers in sizes:
-        states = [torch.randn(8, 64, USUAL.hidden_size) for _ in range(layers)]
-        times, kept = [], 0
-        for _ in range(TURNS):
-            start = time.process_time()
-            kept = _statistics(states)
-            times.append(1000 * (time.process_time() - start))
-        found.append((statistics.median(times), kept))
+        states = [torch.randn(8, 64, USUAL.hidden_size, device=device) for _ in range(layers)]
+        kept = _statistics(states)
+        times = [seconds(lambda: _statistics(states), device=device) for _ in range(TURNS)]  # noqa: B023  # called at once
+        found.append((1000 * statistics.median(times), kept))
     return Curve("probed layers", sizes, *zip(*found, strict=True))
 
 

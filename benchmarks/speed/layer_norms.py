@@ -31,7 +31,7 @@ class LayerStatistics:
 
     def pools(self) -> dict[int | None, TokenPool]:
         """The text tokens of every layer."""
-        text = np.flatnonzero(self.batch.positions(self.shape).text.numpy())
+        text = np.flatnonzero(self.batch.positions(self.shape).text.cpu().numpy())
         pools: dict[int | None, TokenPool] = {}
         for index, norms in enumerate(self.norms.read() or []):
             pools[index] = TokenPool()

@@ -1,4 +1,4 @@
-"""Ratios inside one run: each contender takes turns with the base, in CPU time of the process.
+"""Ratios inside one run: contender and base take turns, in CPU time or between a GPU's events.
 
 Absolute times on a shared machine mean little, and neither do two runs. So the base is timed again
 next to every single measurement of a contender, in alternating order, and the base against itself
@@ -12,10 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 Work = Callable[[], Any]
 PAIRS = 9
 _ENOUGH = 0.05
-"""CPU seconds that one measurement takes at least, by repetition."""
+"""Seconds that one measurement takes at least, by repetition."""
+_WARM_UP = 3
+"""Calls before anything is timed: a GPU chooses kernels and fills its allocator in the first."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Ratio:
     high: float
     """Third quartile."""
     milliseconds: float
-    """Median CPU time of the contender, once."""
+    """Median time of the contender, once."""
     pairs: int
     """How many."""
     goal: float | None = None
@@ -68,6 +72,7 @@ def take_turns(
     contenders: Mapping[str, Work],
     goals: Mapping[str, float] | None = None,
     pairs: int = PAIRS,
+    device: torch.device | None = None,
 ) -> list[Ratio]:
     """Time ``base`` against every contender.
 
@@ -77,21 +82,25 @@ def take_turns(
         contenders: work by name.
         goals: largest ratio asked for, by name.
         pairs: how many, at least 7.
+        device: where the work is done; None is the CPU.
     """
     everyone = {"noise": base, **contenders}
     gc.collect()
     gc.freeze()  # else whoever comes when it is due pays for everything that was loaded
     for work in everyone.values():
-        work()
-    repeats = {name: _repeats(work) for name, work in everyone.items()}
+        for _ in range(_WARM_UP if _is_gpu(device) else 1):
+            work()
+    repeats = {name: _repeats(work, device) for name, work in everyone.items()}
     base_repeats = repeats["noise"]
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in everyone}
     for turn in range(pairs):
         for name, work in everyone.items():
             if turn % 2:
-                own, other = _seconds(work, repeats[name]), _seconds(base, base_repeats)
+                own = seconds(work, repeats[name], device)
+                other = seconds(base, base_repeats, device)
             else:
-                other, own = _seconds(base, base_repeats), _seconds(work, repeats[name])
+                other = seconds(base, base_repeats, device)
+                own = seconds(work, repeats[name], device)
             found[name].append((own / other, own))
     return [_ratio(table, name, x, (goals or {}).get(name)) for name, x in found.items()]
 
@@ -103,14 +112,31 @@ def _ratio(table: str, name: str, found: list[tuple[float, float]], goal: float 
     return Ratio(table, name, middle, low, high, milliseconds, len(found), goal)
 
 
-def _repeats(work: Work) -> int:
-    once = _seconds(work, 1)
+def _repeats(work: Work, device: torch.device | None) -> int:
+    once = seconds(work, 1, device)
     return max(1, round(_ENOUGH / max(once, 1e-6)))
 
 
-def _seconds(work: Work, times: int) -> float:
-    """CPU seconds of the whole process for one call."""
+def seconds(work: Work, times: int = 1, device: torch.device | None = None) -> float:
+    """Seconds of one call: CPU time of the whole process, or what lies between two events."""
+    if _is_gpu(device):
+        return _between_events(work, times)
     start = time.process_time()
     for _ in range(times):
         work()
     return (time.process_time() - start) / times
+
+
+def _between_events(work: Work, times: int) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    for _ in range(times):
+        work()
+    end.record()
+    torch.cuda.synchronize()
+    return float(begin.elapsed_time(end)) / 1000 / times  # the events' unit is a millisecond
+
+
+def _is_gpu(device: torch.device | None) -> bool:
+    return device is not None and device.type == "cuda"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from configs.adapt import adapt_to_backbone
 from configs.model_configs import get_config
 from configs.schema import RunConfig
-from safe.models.backbones import Backbone, load_backbone, weights_available
+from safe.models.backbones import Backbone, Dtype, load_backbone, weights_available
 from safe.models.safe_model import IGNORED, SAFEModel
 
 SHAPES = ((8, 64), (1, 1))
@@ -17,12 +17,17 @@ SHAPES = ((8, 64), (1, 1))
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A frozen backbone in float32 and a SAFEModel of Phase 1's shape around it."""
+    """A frozen backbone and a SAFEModel of Phase 1's shape around it."""
 
     name: str
     backbone: Backbone
     config: RunConfig
     model: SAFEModel
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.model.device
 
     @property
     def lm(self) -> nn.Module:
@@ -32,7 +37,8 @@ class Subject:
     def ids(self, rows: int, length: int) -> Tensor:
         """[rows, length] random ids that mean no picture."""
         size = min(self.backbone.text_config.vocab_size, 2000)
-        return torch.randint(10, size, (rows, length), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(10, size, (rows, length), generator=torch.Generator().manual_seed(0))
+        return ids.to(self.device)
 
     def batch(self, rows: int, length: int) -> dict[str, Any]:
         """Inputs of the SAFEModel: a quarter of each text is supervised, some rows are padded."""
@@ -42,7 +48,7 @@ class Subject:
             mask[1::2, -length // 8 :] = 0
             labels[:, : 3 * length // 4] = IGNORED
         labels[mask == 0] = IGNORED
-        audio = torch.nn.functional.normalize(torch.randn(rows, 512), dim=-1)
+        audio = torch.nn.functional.normalize(torch.randn(rows, 512, device=self.device), dim=-1)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, "audio": audio}
 
 
@@ -51,12 +57,13 @@ def available() -> list[str]:
     return [name for name in ("embedded", "smollm2") if weights_available(name)]
 
 
-def subject(name: str) -> Subject:
-    """Load one."""
+def subject(name: str, device: str = "cpu", dtype: Dtype = "float32") -> Subject:
+    """Load one, with frozen weights of ``dtype`` and trainable ones of float32, on a device."""
     torch.manual_seed(0)
-    backbone = load_backbone(name, dtype="float32")
+    backbone = load_backbone(name, dtype=dtype)
     config, _ = adapt_to_backbone(
         get_config("phase1"), backbone.hidden_size, backbone.num_layers, name
     )
-    config = replace(config, optim=replace(config.optim, precision="no"))
-    return Subject(name, backbone, config, SAFEModel(backbone, config.model))
+    optim = replace(config.optim, precision="no" if dtype == "float32" else "bf16")
+    config = replace(config, optim=optim)
+    return Subject(name, backbone, config, SAFEModel(backbone, config.model).to(device))

@@ -47,7 +47,7 @@ def statistics_in_a_forward(subject: Subject, rows: int, length: int) -> list[Ra
         **peers(subject, inputs),
     }
     table = f"{subject.name}, forward pass at {rows} x {length}"
-    return take_turns(table, bare, ways, {STATISTICS: 1.05})
+    return take_turns(table, bare, ways, {STATISTICS: 1.05}, device=subject.device)
 
 
 def statistics_alone(subject: Subject) -> list[Ratio]:
@@ -55,7 +55,7 @@ def statistics_alone(subject: Subject) -> list[Ratio]:
     ids = subject.ids(8, 64)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     states = (states_of(subject, inputs) * LAYERS)[:LAYERS]
-    out = torch.empty(states[0].shape[:2])
+    out = torch.empty_like(states[0][..., 0])
 
     def plain() -> None:
         for state in states:
@@ -68,7 +68,7 @@ def statistics_alone(subject: Subject) -> list[Ratio]:
         "norm, RMS, max|h| and median, one by one": lambda: [_one_by_one(s) for s in states],
     }
     table = f"{subject.name}, {LAYERS} x vector_norm(out=) of 8 x 64 x {states[0].shape[-1]}"
-    return take_turns(table, plain, ways, {STATISTICS: 3.0})
+    return take_turns(table, plain, ways, {STATISTICS: 3.0}, device=subject.device)
 
 
 def _one_by_one(state: Tensor) -> tuple[Tensor, ...]:
@@ -88,7 +88,8 @@ def audio_probe(subject: Subject) -> list[Ratio]:
             model(**inputs)
 
     table = f"{subject.name} with audio, forward pass at 8 x 64"
-    return take_turns(table, bare, {"safe-probe: magnitude probe": lambda: measure(context)})
+    ways = {"safe-probe: magnitude probe": lambda: measure(context)}
+    return take_turns(table, bare, ways, device=subject.device)
 
 
 def gradients(subject: Subject) -> list[Ratio]:
@@ -104,4 +105,4 @@ def gradients(subject: Subject) -> list[Ratio]:
 
     ways, ours = gradient_ways(model, bare)
     table = f"{subject.name} with audio, forward and backward pass at 8 x 64"
-    return take_turns(table, bare, ways, {ours: 1.03})
+    return take_turns(table, bare, ways, {ours: 1.03}, device=subject.device)

@@ -12,6 +12,7 @@ import numpy as np
 import soxr
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -58,7 +59,7 @@ class Bench:
 
     def __init__(self, subject: Subject, encoder: str) -> None:
         self.subject, self.model = subject, subject.model
-        self.encoder = load_audio_encoder(encoder)
+        self.encoder = load_audio_encoder(encoder).to(subject.device)
         scenes = [synthetic_scene("train", i) for i in range(CLIPS)]
         sounds = [render(scene).astype(np.float32) / 32768 for scene in scenes]
         self.waves = torch.from_numpy(
@@ -68,12 +69,13 @@ class Bench:
         tokens = CaptionTokens(self.model.tokenizer, self.model.prompt)
         self.dataset = CaptionDataset(
             [scene.id for scene in scenes], [scene.captions for scene in scenes],
-            embeddings.numpy(), np.full(CLIPS, 4.0), tokens, 48,
+            embeddings.cpu().numpy(), np.full(CLIPS, 4.0), tokens, 48,
         )  # fmt: skip
         optim = replace(
             subject.config.optim, batch_size=MICRO_BATCH, accumulation=ACCUMULATION, epochs=1000
         )
-        accelerator = Accelerator(cpu=True)
+        AcceleratorState._reset_state()  # of a bench before, in another precision
+        accelerator = Accelerator(cpu=subject.device.type == "cpu", mixed_precision=optim.precision)
         self.trainer = StageA(self.model, self.dataset, optim, accelerator, Retention([]))
         lengths = self.dataset.lengths()
         self.window: Window = epoch_windows(lengths, MICRO_BATCH, ACCUMULATION, 0, 0)[0]
@@ -93,8 +95,9 @@ class Bench:
         handle = first.register_forward_hook(cut)
         try:
             for indices in self.window:
-                batch = self.dataset.batch(indices)
-                (self._loss(batch, supervised=True) / self.tokens).backward()
+                with self.trainer.accelerator.autocast():
+                    loss = self._loss(self._batch(indices), supervised=True) / self.tokens
+                loss.backward()
         finally:
             handle.remove()
 
@@ -116,9 +119,9 @@ class Bench:
         total = 0.0
         try:
             for indices in self.window if way.buckets else _mixed(self.window):
-                batch = self.dataset.batch(indices)
+                batch = self._batch(indices)
                 audio = batch.audio if way.cached else self._encode(indices)
-                with self.model.hearing(audio):
+                with self.trainer.accelerator.autocast(), self.model.hearing(audio):
                     loss = self._loss(batch, way.supervised) / self.tokens
                 loss.backward()
                 total += loss.item()
@@ -126,6 +129,9 @@ class Bench:
             for handle in handles:
                 handle.remove()
         return total
+
+    def _batch(self, indices: Sequence[int]) -> Batch:
+        return self.dataset.batch(indices).to(self.subject.device)
 
     def _encode(self, indices: Sequence[int]) -> Tensor:
         return self.encoder.encode(self.waves[[self.dataset.rows[i][0] for i in indices]])
@@ -156,11 +162,12 @@ def same_losses(bench: Bench) -> dict[str, float]:
     Raises:
         AssertionError: they differ, so the times would not be those of the same work.
     """
+    tolerance = 1e-3 if bench.trainer.config.precision == "no" else 2e-2  # bfloat16 has 8 bits
     losses = {name: bench.plain_backward(way) for name, way in WAYS.items()}
     bench.trainer.optimizer.zero_grad()
     losses["ours"] = bench.ours()
     for name, loss in losses.items():
-        assert abs(loss - losses["ours"]) < 1e-3 * losses["ours"], (name, losses)
+        assert abs(loss - losses["ours"]) < tolerance * losses["ours"], (name, losses)
     return losses
 
 
@@ -168,13 +175,14 @@ def training_tables(bench: Bench, pairs: int) -> list[list[Ratio]]:
     """Our step against the floor, and every other way against ours."""
     for name, loss in same_losses(bench).items():
         print(f"  loss before the first step, {name.strip():<44} {loss:.6f} nats/token")
-    pieces = f"{bench.subject.name} and {bench.encoder.name}"
+    subject = bench.subject
+    pieces = f"{subject.name} and {bench.encoder.name}"
     shape = f"{pieces}, {len(bench.window)} x {MICRO_BATCH} clips"
     floor = take_turns(
         f"{shape}: floor of a step", bench.floor, {"safe-train: step": bench.ours},
-        {"safe-train: step": 1.25}, pairs,
+        {"safe-train: step": 1.25}, pairs, subject.device,
     )  # fmt: skip
     ways = {name: (lambda way=way: bench.plain_step(way)) for name, way in WAYS.items()}
-    others = take_turns(f"{shape}: our step", bench.ours, ways, pairs=pairs)
+    others = take_turns(f"{shape}: our step", bench.ours, ways, pairs=pairs, device=subject.device)
     first = replace(others[1], goal=3.0, at_least=True)
     return [floor, [others[0], first, *others[2:]]]

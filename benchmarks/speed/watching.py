@@ -25,6 +25,7 @@ def watching(bench: Bench, pairs: int) -> list[Ratio]:
     clips = sum(map(len, bench.window))
     table = f"{bench.subject.name}, {EVERY} optimizer steps of {clips} clips"
     name = f"safe-probe: {' and '.join(CHEAP)} every {EVERY} steps"
-    noise, found = take_turns(table, bench.ours, {name: look}, {name: AT_MOST}, pairs)
+    device = bench.subject.device
+    noise, found = take_turns(table, bench.ours, {name: look}, {name: AT_MOST}, pairs, device)
     low, middle, high = (1 + ratio / EVERY for ratio in (found.low, found.ratio, found.high))
     return [noise, replace(found, ratio=middle, low=low, high=high)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 from rich.console import Console
 
@@ -49,6 +50,7 @@ def engine(config: RunConfig, launch: Launch) -> tuple[RunConfig, Accelerator]:
     config, notes = adapt_to_machine(config, state.device)
     for note in notes:
         launch.console.print(f"  {note}", markup=False)
+    AcceleratorState._reset_state()  # a notebook may have trained before, with another precision
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=config.optim.precision,

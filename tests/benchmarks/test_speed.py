@@ -4,18 +4,22 @@ Bounds are generous: ratios of CPU time inside one run, several times what is me
 docs/benchmarks.md), because the machine may be busy.
 """
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.speed import layer_peers
+from benchmarks.speed.__main__ import main
 from benchmarks.speed.accuracy import errors, kept_bytes
 from benchmarks.speed.gradients import gradient_ways, ledger
 from benchmarks.speed.layer_norms import in_one_forward, of_states, states_of
-from benchmarks.speed.pairs import Ratio, take_turns
+from benchmarks.speed.pairs import Ratio, seconds, take_turns
 from benchmarks.speed.subjects import Subject, subject
 from benchmarks.speed.training import WAYS, Bench, same_losses
+from benchmarks.speed.variations import _compiled, _eager
 
 PAIRS = 3
 
@@ -113,3 +117,59 @@ def test_a_ratio_knows_whether_its_goal_is_reached() -> None:
     slow = Ratio("base", "work", 1.2, 1.1, 1.3, 5.0, 9, 3.0, at_least=True)
     assert slow.reached is False and "NOT REACHED" in str(slow)
     assert slow.to_json()["reached"] is False
+
+
+def test_on_a_gpu_time_lies_between_two_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the GPU's clock: 2 ms pass with every call, nothing else takes time."""
+    log: list[str] = []
+    now = 0.0
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = now
+
+        def elapsed_time(self, end: "Event") -> float:
+            assert log[-1] == "synchronize"  # before that, the events may not have come
+            return end.at - self.at
+
+    def work(milliseconds: float) -> None:
+        nonlocal now
+        now += milliseconds
+        log.append("work")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
+    gpu = torch.device("cuda")
+    assert seconds(lambda: work(2.0), 5, gpu) == pytest.approx(0.002)
+    log.clear()
+    noise, slower = take_turns("t", lambda: work(2.0), {"s": lambda: work(6.0)}, device=gpu)
+    assert log[:6] == ["work"] * 6  # each three times, before anything is timed
+    assert noise.ratio == pytest.approx(1.0) and slower.ratio == pytest.approx(3.0)
+
+
+def test_without_a_gpu_none_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        main(["probes", "--device", "cuda"])
+    assert "torch sees no GPU here" in capsys.readouterr().err
+
+
+def test_variations_leave_the_step_as_it_was(embedded: Subject) -> None:
+    bench = Bench(embedded, "embedded")
+    before = bench.plain_backward(WAYS["straightforward loop"])
+    for setting in (_eager, _compiled):
+        with contextmanager(setting)(bench):
+            assert bench.model.backbone.model.config._attn_implementation == (
+                "eager" if setting is _eager else "sdpa"
+            )
+            compiled = [
+                layer._compiled_call_impl is not None for layer in bench.model.layers.values()
+            ]
+            assert any(compiled) == (setting is _compiled)
+        assert bench.plain_backward(WAYS["straightforward loop"]) == before
+    bench.trainer.optimizer.zero_grad()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from probes.findings import CATALOGUE
 from safe_probe.cli import main
@@ -32,7 +31,6 @@ def run(
     monkeypatch.chdir(tmp_path_factory.mktemp("work"))
 
     def call(*arguments: str, data: bool = True) -> tuple[int, str, str]:
-        AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
         small = ["--data", str(clips), "--batch-size", "4", "--device", "cpu"] if data else []
         code = main([*arguments, *small])
         captured = capsys.readouterr()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 from rich.console import Console
 
 from configs.overrides import dotted_fields
@@ -33,7 +32,6 @@ def test_tensorboard_has_every_record(
     pytest.importorskip("tensorboard", reason="needs the extra 'tracking'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
     config = make_tiny_config(tiny_data, optim__max_steps=2)
     launch = Launch(
         console=Console(file=io.StringIO()), output=tmp_path, name="run", device="cpu",

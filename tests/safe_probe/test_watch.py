@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 from rich.console import Console
 
 from configs.errors import ConfigError
@@ -165,7 +164,6 @@ def test_sharded_backbone_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_command_line_writes_the_file(tiny_data: Path, tmp_path: Path) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
     small = ["--set", "optim.max_steps=2", "--set", "evaluation.max_new_tokens=4"]
     data = ["--data", str(tiny_data), "--effective-batch", "8", "--device", "cpu"]
     where = ["--output", str(tmp_path), "--name", "run", "--probe-every", "50"]
@@ -174,7 +172,6 @@ def test_command_line_writes_the_file(tiny_data: Path, tmp_path: Path) -> None:
 
 
 def test_zero_probes_nothing(tiny_data: Path, tmp_path: Path) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
     small = ["--set", "optim.max_steps=1", "--set", "evaluation.max_new_tokens=4"]
     data = ["--data", str(tiny_data), "--effective-batch", "8", "--device", "cpu"]
     where = ["--output", str(tmp_path), "--name", "run", "--probe-every", "0"]
