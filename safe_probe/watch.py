@@ -17,6 +17,7 @@ from probes import all_probes, get_probe
 from probes.diagnosis import diagnose
 from probes.findings.catalogue import catalogue
 from probes.record import Record, RecordLog, append_records
+from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionDataset, epoch_windows
 from safe.training.callbacks import Callback, Step
 from safe.training.experiment import Experiment
@@ -88,7 +89,8 @@ class ProbeWatch(Callback):
         step = trainer.position.step
         _cut_back(self._file, step if step else -1)
         if step == 0:
-            self._measure(trainer, self.ends)
+            with _as_in_the_first_step(trainer.model):
+                self._measure(trainer, self.ends)
 
     @override
     def on_step_end(self, trainer: StageA, step: Step) -> None:
@@ -139,6 +141,18 @@ def tag(record: Record) -> str:
     """Name of a record's series in a tracker, e.g. ``gates/gate@6/effective``."""
     layer = "" if record.layer is None else f"@{record.layer}"
     return f"{record.probe}/{record.component}{layer}/{record.statistic}"
+
+
+@contextmanager
+def _as_in_the_first_step(model: SAFEModel) -> Iterator[None]:
+    """With the gate as far open as it will be then: before any step a warm-up keeps it shut."""
+    gate = model.outer_gate
+    before, steps = gate.warmup_step, gate.warmup_steps
+    model.set_gate_warmup(min(1, steps), steps)
+    try:
+        yield
+    finally:
+        model.set_gate_warmup(before, steps)
 
 
 @contextmanager

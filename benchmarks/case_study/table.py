@@ -38,7 +38,7 @@ def _cells(rows: Sequence[Row]) -> list[str]:
         f"{fmean(row['controls'][ANOTHER] for row in rows):.1f}",
         f"{fmean(row['first_loss'] for row in rows):.1f}",
         f"{fmean(row['last_loss'] for row in rows):.2f}",
-        f"{min(layers):.2g} to {max(layers):.2g}",
+        f"{min(layers):.2g} to {max(layers):.2g}" if layers else "not measured",
         _every(row["before"]["root"] or "fine" for row in rows),
         _every(row["verdict"] for row in rows),
         f"{fmean(row['after']['influence'] for row in rows):.2f}",

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from configs.errors import ConfigError
-from configs.overrides import dotted_fields
+from configs.overrides import apply_values, dotted_fields
 from configs.schema import RunConfig
 from probes import PROBES
 from probes.errors import ProbeError, RecordError
@@ -89,6 +89,19 @@ def test_every_probe_leaves_a_training_with_retention_and_warmup_as_it_is(
         assert (seen / name).read_bytes() == (alone / name).read_bytes()
     log = RecordLog.read(seen / "probes.jsonl")
     assert {r.probe for r in log} == set(PROBES) and {r.step for r in log} == {0, 1, 2, 3}
+
+
+def test_a_gate_that_warms_up_is_first_measured_as_the_first_step_opens_it(
+    tiny_run: Any, tmp_path: Path
+) -> None:
+    """Before any step the warm-up keeps it shut: nothing would be heard, and no gradient flow."""
+    values = {"model.fusion.gate_warmup_steps": 2, "optim.max_steps": 1}
+    config = apply_values(tiny_run.config, values)
+    folder = train(config, tmp_path, [ProbeWatch(ends=("magnitude", "gradflow"))])
+    before = [r for r in RecordLog.read(folder / "probes.jsonl") if r.step == 0]
+    gates = {r.value for r in before if r.statistic == "contribution_median"}
+    assert gates and min(gates) > 0
+    assert "SP301" not in {finding.code for finding in judge(before)}
 
 
 def test_rows_of_the_chosen_steps_agree_with_the_metrics(watched: Path) -> None:
