@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from configs.errors import ConfigError, SafeError, unknown
 from configs.model_configs import CONFIGS
 from safe.data_commands import add_commands
+from safe.slurm import join_step
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 fine, 1 blocked, 2 wrong input, 3 interrupted)."""
     words = sys.argv[1:] if argv is None else list(argv)
     try:
+        join_step()
         parser, commands = _parser()
         if words and not words[0].startswith("-") and words[0] not in commands:
             raise ConfigError(unknown("config", words[0], commands))
@@ -201,7 +203,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from safe.summary import print_evaluation
 
     console = make_console()
-    evaluation, folder = evaluate_saved(
+    evaluated = evaluate_saved(
         arguments.checkpoint,
         console,
         data=arguments.data,
@@ -209,6 +211,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         output=arguments.output,
         device=arguments.device,
     )
+    if evaluated is None:  # not the main process
+        return 0
+    evaluation, folder = evaluated
     print_evaluation(evaluation, console)
     run = folder.parents[1]
     if folder == run / "evaluations" / f"adapter-{evaluation.split}" and arguments.split is None:

@@ -9,6 +9,8 @@
 # The run's name is made of the configuration and a digest of all settings, so the same call goes
 # on with its run, and a call with other settings begins another one. TERM, USR1 and Ctrl-C are
 # passed on; safe-train saves and exits with 3, and the job is queued again where there is SLURM.
+# A task of a job array (sbatch --array=0-2) trains with its number as seed, in a run of its own.
+# A job of several tasks (sbatch --ntasks=4 --gpus=4) trains with one process per task.
 
 options=() # what the run is
 launch=()  # how it is started: may differ when it goes on
@@ -44,8 +46,19 @@ if [[ ! -x $safe_train ]]; then
     exit 2
 fi
 
+seed=${SLURM_ARRAY_TASK_ID:-}
+if [[ -n $seed && -n $run ]]; then
+    echo "--resume $run: the tasks of a job array would all go on with one run; give --name" >&2
+    exit 2
+fi
+
 digest=$(printf '%s\n' "${options[@]+"${options[@]}"}" | cksum | cut -d ' ' -f 1)
 name=${name:-$MODEL_CONFIG-$(printf '%08x' "$digest")}
+if [[ -n $seed ]]; then
+    seeds=$output/$name-seed
+    name=$name-seed$seed
+    options+=(--seed "$seed")
+fi
 run=${run:-$output/$name}
 
 settings=${options[*]:-as in the configuration}
@@ -76,6 +89,8 @@ else
         "${options[@]+"${options[@]}"}" "${launch[@]+"${launch[@]}"}")
 fi
 
+if [[ ${SLURM_NTASKS:-1} -gt 1 ]]; then command=(srun "${command[@]}"); fi
+
 stopping=""
 forward() {
     stopping=$1
@@ -101,5 +116,11 @@ if [[ $code -eq 3 || (-n $stopping && $code -gt 128) ]]; then
     else
         echo "stopped; the same call goes on with $run"
     fi
+fi
+if [[ $code -eq 4 ]]; then
+    echo "a process was lost; the same call goes on with $run"
+fi
+if [[ -n $seed && $code -le 1 ]]; then
+    echo "all seeds side by side: safe-probe compare $seeds*"
 fi
 exit "$code"

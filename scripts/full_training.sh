@@ -11,6 +11,7 @@
 #
 #   bash scripts/full_training.sh
 #   mkdir -p logs && sbatch scripts/full_training.sh          from the repository's root
+#   sbatch --array=0-2 scripts/full_training.sh               seeds 0, 1 and 2, a run each
 #
 # What may be set, and how it stops and goes on: scripts/_train.sh.
 set -euo pipefail

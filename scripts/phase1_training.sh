@@ -12,6 +12,7 @@
 #   bash scripts/phase1_training.sh
 #   mkdir -p logs && sbatch scripts/phase1_training.sh        from the repository's root
 #   MODEL_CONFIG=phase1 LR_PROJECTOR=1e-3 NUM_EPOCHS=20 sbatch scripts/phase1_training.sh
+#   sbatch --array=0-2 scripts/phase1_training.sh               seeds 0, 1 and 2, a run each
 #
 # What may be set, and how it stops and goes on: scripts/_train.sh.
 set -euo pipefail

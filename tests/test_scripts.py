@@ -11,7 +11,7 @@ import pytest
 
 VARIABLES = ("MODEL_CONFIG", "LR_PROJECTOR", "LR_ADAPTER", "NUM_EPOCHS", "TRAIN_BS",
              "GRADIENT_ACCUMULATION_STEPS", "DATA_ROOT", "OUTPUT_ROOT", "SLURM_JOB_ID",
-             "SLURM_SUBMIT_DIR")  # fmt: skip
+             "SLURM_SUBMIT_DIR", "SLURM_NTASKS", "SLURM_ARRAY_TASK_ID")  # fmt: skip
 SCRIPTS = {"phase1": "phase1_training.sh", "full": "full_training.sh"}
 
 FAKE = """#!/bin/bash
@@ -22,12 +22,23 @@ if [[ -n ${HANG:-} ]]; then echo ready; for _ in {1..600}; do sleep 0.1; done; f
 exit "${CODE:-0}"
 """
 SCONTROL = '#!/bin/sh\necho "scontrol $*"\n'
+SRUN = '#!/bin/sh\necho "srun of $SLURM_NTASKS tasks"\nexec "$@"\n'
+SBATCH = """#!/bin/bash
+# as SLURM does it: a copy of the script, once per number of the array
+copy=$(mktemp) && cp "$2" "$copy"
+range=${1#--array=}
+for number in $(seq "${range%-*}" "${range#*-}"); do
+    SLURM_JOB_ID=$((100 + number)) SLURM_ARRAY_TASK_ID=$number RECORD=$RECORD-$number \\
+        SLURM_SUBMIT_DIR=$PWD bash "$copy"
+done
+"""
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """An environment whose safe-train and scontrol only write down how they were called."""
-    for name, text in (("safe-train", FAKE), ("scontrol", SCONTROL)):
+    for name, text in (("safe-train", FAKE), ("scontrol", SCONTROL), ("srun", SRUN),
+                       ("sbatch", SBATCH)):  # fmt: skip
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
@@ -138,6 +149,51 @@ def test_signal_reaches_the_training_and_the_script_waits_for_it(
         assert "scontrol requeue 4711" in text
     else:
         assert "stopped; the same call goes on with runs/full-" in text
+
+
+def test_a_job_array_trains_a_seed_per_task(
+    repo_root: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    submit = ["sbatch", "--array=0-2", f"scripts/{SCRIPTS['phase1']}"]
+    environment |= {"NUM_EPOCHS": "2", "OUTPUT_ROOT": str(tmp_path / "runs")}
+    done = subprocess.run(
+        submit, cwd=repo_root, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    names = set()
+    for seed in "012":
+        arguments = passed(environment | {"RECORD": f"{environment['RECORD']}-{seed}"})
+        assert arguments[-4:] == ["--epochs", "2", "--seed", seed]
+        name = arguments[arguments.index("--name") + 1]
+        assert name.endswith(f"-seed{seed}")
+        names.add(name.removesuffix(seed))
+    assert len(names) == 1  # the settings are the same, and so is their digest
+    assert f"safe-probe compare {tmp_path / 'runs' / names.pop()}*" in done.stdout
+
+
+def test_a_task_of_an_array_goes_on_with_its_own_run_and_is_queued_again(
+    repo_root: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    task = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "4712"}
+    (tmp_path / "runs" / "mine-seed1").mkdir(parents=True)
+    (tmp_path / "runs" / "mine-seed1" / "config.json").write_text("{}")
+    done = call(repo_root, "phase1", tmp_path, environment | task | {"CODE": "3"},
+                "--name", "mine")  # fmt: skip
+    assert passed(environment) == ["phase1", "--resume", "runs/mine-seed1"]
+    assert done.returncode == 3 and "scontrol requeue 4712" in done.stdout
+    assert "safe-probe compare" not in done.stdout
+    done = call(repo_root, "phase1", tmp_path, environment | task, "--resume", "runs/mine-seed1")
+    assert done.returncode == 2 and "would all go on with one run" in done.stderr
+
+
+def test_a_job_of_several_tasks_starts_one_process_each(
+    repo_root: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    done = call(repo_root, "phase1", tmp_path, environment | {"SLURM_NTASKS": "4", "CODE": "4"})
+    assert "srun of 4 tasks" in done.stdout and passed(environment)[0] == "phase1"
+    assert done.returncode == 4 and "a process was lost; the same call goes on" in done.stdout
+    done = call(repo_root, "phase1", tmp_path, environment | {"SLURM_NTASKS": "1"})
+    assert "srun" not in done.stdout
 
 
 def test_sbatch_runs_a_copy_of_the_script(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from configs.schema import EvalConfig
+from safe import processes
 from safe.data.mapped_rows import MappedRows
 from safe.data.splits import Split
 from safe.evaluation.bootstrap import Difference, paired_difference
@@ -76,17 +77,28 @@ class Evaluation:
 class Evaluator:
     """Scores a model on one split; references are tokenised once.
 
+    Several processes share the captioning, so all of them must call what captions; the first one
+    scores.
+
     Args:
         tokens: tokenizer and prompt, as in training.
         split: the clips to score.
         config: decoding and bootstrap settings.
         seed: of the shuffled-audio pairing.
+        in_step: every process must run the same number of forward passes (sharded backbone).
     """
 
     def __init__(
-        self, tokens: CaptionTokens, split: Split, config: EvalConfig, seed: int = 0
+        self,
+        tokens: CaptionTokens,
+        split: Split,
+        config: EvalConfig,
+        seed: int = 0,
+        *,
+        in_step: bool = False,
     ) -> None:
         self.tokens, self.split, self.config, self.seed = tokens, split, config, seed
+        self.in_step = in_step
         self.scorer = Scorer(split.references, n_resamples=config.bootstrap)
 
     @cached_property
@@ -112,9 +124,14 @@ class Evaluator:
 
     def quick(
         self, model: SAFEModel, progress: Progress | None = None
-    ) -> tuple[Scores, dict[str, str]]:
-        """CIDEr and captions with the clips' own audio, for the course of a training."""
+    ) -> tuple[Scores, dict[str, str]] | None:
+        """CIDEr and captions with the clips' own audio, for the course of a training.
+
+        None in all processes but the first.
+        """
         captions = self._captions(model, self.split.embeddings, "own audio", progress)
+        if processes.rank() > 0:
+            return None
         return self.scorer.score(captions, metrics=("cider",)), captions
 
     def full(
@@ -123,14 +140,14 @@ class Evaluator:
         train: Split,
         silence: np.ndarray,
         progress: Progress | None = None,
-    ) -> Evaluation:
-        """All metrics, controls and floors.
+    ) -> Evaluation | None:
+        """All metrics, controls and floors; None in all processes but the first.
 
         Args:
             model: a trained model.
             train: training split, for the floors.
             silence: [D] embedding ([M, D] local features) of a silent clip.
-            progress: called during generation.
+            progress: called during generation, in every process.
         """
         split = self.split
         heard = {
@@ -140,6 +157,8 @@ class Evaluator:
             GATE_OFF: None,
         }
         captions = {n: self._captions(model, audio, n, progress) for n, audio in heard.items()}
+        if processes.rank() > 0:
+            return None
         captions |= self._floors(train)
         scores = self.scorer.score(captions["own audio"], metrics=METRICS)
         others = {
@@ -178,6 +197,8 @@ class Evaluator:
             embeddings,
             self.split.seconds,
             self.config,
+            share=True,
+            in_step=self.in_step,
             progress=None if progress is None else lambda done: progress(what, done, total),
         )
         return dict(zip(self.split.clip_ids, texts, strict=True))

@@ -14,6 +14,8 @@ from safe.models.adapter_files import load_adapter
 from safe.training.checkpoint import latest_good
 from safe.training.checkpoint_manifest import verify
 from safe.training.experiment import prepare
+from safe.training.heartbeat import Heartbeat
+from safe.training.interrupt import Interrupt
 from safe.training.launch import Launch, engine
 from safe.training.run_directory import ADAPTER_NAME, read_config
 from safe.training.run_files import write_evaluation
@@ -27,7 +29,7 @@ def evaluate_saved(
     split: str | None = None,
     output: Path | None = None,
     device: str = "auto",
-) -> tuple[Evaluation, Path]:
+) -> tuple[Evaluation, Path] | None:
     """Load an adapter into its backbone and evaluate it with all controls.
 
     Args:
@@ -41,7 +43,7 @@ def evaluate_saved(
         device: "auto" or "cpu".
 
     Returns:
-        The evaluation and the folder it was written to.
+        The evaluation and the folder it was written to; None in all processes but the first.
 
     Raises:
         CheckpointError: nothing usable there.
@@ -52,17 +54,22 @@ def evaluate_saved(
     scored = config.data.test_split if split is None else split
     config = replace(config, data=replace(config.data, root=root, test_split=scored))
     config, accelerator = engine(config, Launch(console=console, device=device))
-    experiment = prepare(config, accelerator, console, dotted_fields())
-    load_adapter(experiment.model, adapter)
-    console.print(f"evaluating {adapter}", markup=False)
-    evaluator = Evaluator(experiment.tokens, experiment.test, config.evaluation, config.optim.seed)
-    with progress(console, f"captioning {scored} with") as show:
-        evaluation = evaluator.full(
-            experiment.model,
-            experiment.train,
-            experiment.sounds.silence,
-            lambda what, done, total: show(done, total, what),
+    with Heartbeat(Interrupt()):
+        experiment = prepare(config, accelerator, console, dotted_fields())
+        load_adapter(experiment.model, adapter)
+        console.print(f"evaluating {adapter}", markup=False)
+        evaluator = Evaluator(
+            experiment.tokens, experiment.test, config.evaluation, config.optim.seed
         )
+        with progress(console, f"captioning {scored} with") as show:
+            evaluation = evaluator.full(
+                experiment.model,
+                experiment.train,
+                experiment.sounds.silence,
+                lambda what, done, total: show(done, total, what),
+            )
+    if evaluation is None:
+        return None
     name = adapter.name if adapter.name == ADAPTER_NAME else adapter.parent.name
     heard = scored if data is None else f"{Path(data).resolve().name}-{scored}"
     folder = output or run / "evaluations" / f"{name}-{heard}"

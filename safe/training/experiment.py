@@ -5,6 +5,7 @@ Whatever differs from the configuration as written is said, line by line, before
 
 import math
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from configs.adapt import adapt_to_backbone, adapt_to_encoder
 from configs.errors import DataError
 from configs.schema import SYNTHETIC, DataConfig, RunConfig
+from safe import processes
 from safe.console import progress
 from safe.data.cache import EmbeddingCache
 from safe.data.manifests import Clip, load_split
@@ -102,7 +104,7 @@ def prepare(
 
     Args:
         config: the configuration asked for.
-        accelerator: device and processes; the main process encodes, the others read.
+        accelerator: device and processes, each of which encodes its share of the clips.
         console: where to say what differs.
         explicit: dotted keys that the user set and that are therefore taken literally.
         shard: split the frozen backbone over the processes.
@@ -202,17 +204,7 @@ def listen(
     data = config.data
     cache = EmbeddingCache(cache_dir() / "embeddings", encoder.identity, math.prod(encoder.shape))
     every = [clip for split in clips.values() for clip in split]
-    with progress(console, f"listening with {encoder.name}") as show:
-
-        def heard(done: int, total: int) -> None:
-            if interrupt.requested:
-                raise Interrupted(
-                    f"{interrupt.signal_name} received: {done} of {total} clips are encoded and "
-                    "kept; the same command goes on"
-                )
-            show(done, total)
-
-        problems = cache.fill(every, encoder, min_seconds=data.min_seconds, progress=heard)
+    problems = _encode(cache, every, encoder, data.min_seconds, console, interrupt)
     bad = {(p.split, p.clip) for p in problems if p.unusable}
     _report_problems(problems, len(every), console)
     good = {n: [c for c in split if (c.split, c.id) not in bad] for n, split in clips.items()}
@@ -228,6 +220,41 @@ def listen(
         markup=False,
     )
     return Sounds(splits, silence_embedding(encoder, splits[data.train_split]), tuple(problems))
+
+
+def _encode(
+    cache: EmbeddingCache,
+    clips: list[Clip],
+    encoder: AudioEncoder,
+    min_seconds: float,
+    console: Console,
+    interrupt: Interrupt,
+) -> list[Problem]:
+    """Fill the cache, each process with its share of the clips; what cannot be used, in order."""
+    share, heard = clips[processes.rank() :: processes.count()], 0
+    problems: list[Problem] = []
+    with progress(console, f"listening with {encoder.name}") as show:
+
+        def hear(done: int, total: int) -> None:
+            nonlocal heard
+            heard = done
+            if interrupt.requested:
+                raise Interrupted
+            show(done, total)
+
+        with suppress(Interrupted):  # all processes leave together, below
+            problems = cache.fill(share, encoder, min_seconds=min_seconds, progress=hear)
+    told = processes.gather((interrupt.signal_name, heard, problems))
+    if signals := [name for name, _, _ in told if name is not None]:
+        raise Interrupted(
+            f"{signals[0]} received: {sum(done for _, done, _ in told)} of {len(clips)} clips are "
+            "encoded and kept; the same command goes on"
+        )
+    found = {(p.split, p.clip): p for _, _, some in told for p in some}
+    if processes.count() > 1:  # nothing is left, unless machines have caches of their own
+        rest = [clip for clip in clips if (clip.split, clip.id) not in found]
+        cache.fill(rest, encoder, min_seconds=min_seconds)
+    return [found[key] for clip in clips if (key := (clip.split, clip.id)) in found]
 
 
 def data_root(data: DataConfig, accelerator: Accelerator, console: Console) -> Path:

@@ -54,6 +54,11 @@ class Interrupt:
     ) -> None:
         self._restore()
 
+    def hear(self, name: str) -> None:
+        """Take note of a signal that another process of the run got."""
+        if not self.requested:
+            self.requested, self.signal_name = True, name
+
     def _install(self, number: signal.Signals) -> None:
         previous = signal.getsignal(number)
         if previous is not None:  # None: installed from C, and Python could not put it back
@@ -72,8 +77,7 @@ class Interrupt:
             if self._ctrl_c_seen:
                 raise KeyboardInterrupt
             self._ctrl_c_seen = True
-        if not self.requested:
-            self.requested, self.signal_name = True, signal.Signals(number).name
+        self.hear(signal.Signals(number).name)
 
     @staticmethod
     def _handle_in_child(number: int) -> None:

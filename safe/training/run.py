@@ -17,6 +17,7 @@ from configs.overrides import dotted_fields
 from configs.schema import RunConfig
 from configs.yaml_text import dump_yaml
 from safe.console import progress
+from safe.data.splits import Split
 from safe.evaluation.evaluate import Evaluation, Evaluator, Progress
 from safe.models.adapter_files import load_adapter, save_pretrained
 from safe.training.callbacks import Callback
@@ -30,6 +31,7 @@ from safe.training.checkpoint import (
 )
 from safe.training.display import TrainingDisplay
 from safe.training.experiment import Experiment, prepare
+from safe.training.heartbeat import Heartbeat
 from safe.training.interrupt import Interrupt, Interrupted
 from safe.training.launch import Launch, engine
 from safe.training.resources import Resources
@@ -83,7 +85,7 @@ def start(
     """
     check_new_run(launch.output, launch.name)
     config, accelerator = engine(config, launch)
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, Heartbeat(interrupt) as heartbeat:
         experiment = prepare(
             config, accelerator, launch.console, explicit, shard=launch.shard, interrupt=interrupt
         )
@@ -95,6 +97,8 @@ def start(
             else nullcontext()
         )
         with directory as d:
+            if d is not None:
+                heartbeat.tell = d.log
             return _run(experiment, final, accelerator, d, launch, callbacks, interrupt)
 
 
@@ -107,8 +111,11 @@ def resume(path: Path, launch: Launch, callbacks: Collection[Callback] = ()) -> 
         CheckpointError: no such run, it is in use, or it does not fit this program.
     """
     config, accelerator = engine(RunConfig.from_dict(read_config(path)), launch)
-    opened = RunDirectory.open(path) if accelerator.is_main_process else nullcontext()
-    with opened as directory, Interrupt() as interrupt:
+    with Interrupt() as interrupt, Heartbeat(interrupt) as heartbeat, ExitStack() as stack:
+        directory = None
+        if accelerator.is_main_process:
+            directory = stack.enter_context(RunDirectory.open(path))
+            heartbeat.tell = directory.log
         # a saved configuration was adapted when the run began and is taken as it is
         experiment = prepare(
             config,
@@ -123,11 +130,17 @@ def resume(path: Path, launch: Launch, callbacks: Collection[Callback] = ()) -> 
 
 
 def _final_evaluator(experiment: Experiment) -> Evaluator:
-    config = experiment.config
-    final = Evaluator(experiment.tokens, experiment.test, config.evaluation, config.optim.seed)
+    final = _evaluator(experiment, experiment.test)
     # a test split that cannot be scored is an error before training, not after
     final.check(experiment.train)
     return final
+
+
+def _evaluator(experiment: Experiment, split: Split) -> Evaluator:
+    config = experiment.config
+    return Evaluator(
+        experiment.tokens, split, config.evaluation, config.optim.seed, in_step=experiment.sharded
+    )
 
 
 def _run(
@@ -178,9 +191,7 @@ class _Training:
         self.directory, self.display, self.interrupt = directory, display, interrupt
         self.console = display.console
         config = experiment.config
-        self.evaluator = Evaluator(
-            experiment.tokens, experiment.validation, config.evaluation, config.optim.seed
-        )
+        self.evaluator = _evaluator(experiment, experiment.validation)
         retention = build_retention(
             config.retention,
             experiment.model,
@@ -216,7 +227,10 @@ class _Training:
             callback.on_train_end(trainer)
 
     def finish(self, final: Evaluator) -> Evaluation | None:
-        """Save the adapter, score the test split with its controls, write evaluation.json."""
+        """Save the adapter, score the test split with its controls, write evaluation.json.
+
+        Every process captions its share; the main one scores and returns the evaluation.
+        """
         experiment = self.experiment
         if self.directory is not None:
             publish(
@@ -225,8 +239,6 @@ class _Training:
                 lambda folder: save_pretrained(experiment.model, folder),
                 metadata={"config": experiment.config.name},
             )
-        elif not experiment.sharded:
-            return None
         try:
             with progress(self.console, "captioning the test split with") as show:
                 evaluation = final.full(
@@ -237,7 +249,7 @@ class _Training:
                 )
         except _EvaluationCut:
             raise Interrupted(self._how_to_go_on()) from None
-        if self.directory is None:
+        if self.directory is None or evaluation is None:
             return None
         write_evaluation(self.directory.path, evaluation, final.split)
         self.directory.log(f"score {evaluation.verdict.outcome}: {evaluation.verdict.reason}")
@@ -254,20 +266,20 @@ class _Training:
             self._save()  # at an epoch's end the loop saves anyway
 
     def _evaluate(self) -> None:
-        """Score the evaluation split, on the main process; a signal cuts it short."""
+        """Score the evaluation split, captioned by all processes; a signal cuts it short."""
         step, epoch = self.trainer.position.step, self.trainer.epochs
         due = epoch % self.experiment.config.evaluation.every_epochs == 0 or self.trainer.done
-        here = self.directory is not None or self.experiment.sharded
-        if here and due and self._evaluated < step:
+        if due and self._evaluated < step:
             try:
-                scores, captions = self.evaluator.quick(
+                scored = self.evaluator.quick(
                     self.experiment.model, self._unless_stopped(self.display.on_scoring)
                 )
             except _EvaluationCut:
                 pass  # the loop sees the same signal next
             else:
-                for callback in self.trainer.callbacks:
-                    callback.on_evaluation(self.trainer, epoch, scores, captions)
+                if scored is not None:
+                    for callback in self.trainer.callbacks:
+                        callback.on_evaluation(self.trainer, epoch, *scored)
                 self._evaluated = step
         self.accelerator.wait_for_everyone()
 
@@ -351,8 +363,8 @@ class _Training:
         """A progress function that ends an evaluation when a signal has arrived."""
 
         def report(what: str, done: int, total: int) -> None:
-            if self.interrupt.requested and not self.experiment.sharded:
-                raise _EvaluationCut  # processes in step could not all hear of it in time
+            if self._stop_requested():
+                raise _EvaluationCut
             show(what, done, total)
 
         return report
