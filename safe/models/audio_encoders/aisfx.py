@@ -24,6 +24,7 @@ _BLOCK, _HOP = 100, 50
 _LOUDEST = 9.457798957824707
 """Largest value in the package's training spectrograms; they are divided by it."""
 _WINDOWS_AT_ONCE = 32
+_WEIGHTS = "0/embedding_net."
 
 
 class AiSFX(FrozenEncoder):
@@ -45,9 +46,9 @@ class AiSFX(FrozenEncoder):
         path = folder / "checkpoint.pth"
         super().__init__("aisfx", f"aisfx@{file_digest([path])}", SAMPLE_RATE, max_seconds=10.0)
         self.net = _code(folder / "cnn2d.py").EmbeddingNet(*_NET)
-        weights, _classes = open_checkpoint(path)
-        # The rest ("fc.") are the training sets' own classifiers.
-        load_exactly(self.net, part_of(weights, "embedding_net."), "aiSFX's checkpoint")
+        # A pair of weights and classes; the rest ("fc.") are the training sets' own classifiers.
+        weights = part_of(open_checkpoint(path, (_WEIGHTS,)), _WEIGHTS)
+        load_exactly(self.net, weights, "aiSFX's checkpoint")
         self.register_buffer("bank", mel_bank(), persistent=False)
         self.freeze()
 

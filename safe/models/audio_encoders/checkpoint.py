@@ -1,52 +1,63 @@
-"""Opening other people's .pt files without running anything that they contain."""
+"""Opening other people's .pt files without running, or trusting, anything that they contain."""
 
-import pickle
-import zipfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from configs.errors import ModelError
+from safe.child import Child, ChildFailed
 
-# Training scripts leave NumPy scalars (epoch, loss, class counts) beside the weights.
-# NumPy 2 writes another module name for the same function.
-_SCALAR: Any = vars(np.core.multiarray)["scalar"]
-_NUMPY_GLOBALS: list[Any] = [
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("int32", "int64", "float32", "float64")),
-]
+_MODULE = "safe.models.foreign_checkpoint"
+_SECONDS, _SECONDS_PER_MB = 60.0, 0.1
+_SPARE_BYTES = 512 * 2**20
+_COPIES = 3  # what is read, what is kept of it, and what is written
 
 
-def open_checkpoint(path: Path) -> Any:
-    """Read a PyTorch checkpoint with ``weights_only=True``, allowing NumPy numbers.
+def open_checkpoint(path: Path, parts: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return the tensors of a PyTorch checkpoint whose names hold one of ``parts``.
+
+    A child process reads it with ``weights_only=True`` (NumPy numbers are allowed), in at most
+    60 s and 0.1 s per MB, and in 512 MB of memory and three times the file's size; it writes the
+    tensors into a private folder as safetensors, which is all that this process reads. Names are
+    keys and places joined by "/", as "state_dict/audio_branch.norm.weight".
 
     Raises:
-        ModelError: no such file, damaged, or with objects other than tensors and numbers.
+        ModelError: no such file, damaged, with objects other than tensors and numbers, or
+            something that breaks a limit.
     """
+    with Child(_MODULE) as child:
+        return open_in(child, path, parts)
+
+
+def open_in(child: Child, path: Path, parts: tuple[str, ...]) -> dict[str, Tensor]:
+    """Do what `open_checkpoint` does, in a child that is there already."""
     if not path.is_file():  # a device would be read for ever
         raise ModelError(f"no checkpoint {path}")
-    try:
-        _check_sizes(path)
-        with torch.serialization.safe_globals(_NUMPY_GLOBALS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a stranger's bytes may raise anything, MemoryError for one
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "damaged"
-        raise ModelError(
-            f"{path}: not a checkpoint that can be opened safely ({reason})"
-        ) from error
+    size = path.stat().st_size
+    with tempfile.TemporaryDirectory(prefix="safe-probe-") as folder:
+        target = Path(folder, "checkpoint.safetensors")
+        question = {"path": str(path.absolute()), "target": str(target), "parts": parts}
+        try:
+            answer, _ = child.ask(
+                question,
+                seconds=_SECONDS + _SECONDS_PER_MB * size / 2**20,
+                memory=_COPIES * size + _SPARE_BYTES,
+                file_bytes=size + _SPARE_BYTES,
+            )
+            if "refused" in answer:
+                raise _unsafe(path, answer["refused"])
+            return load_file(target)
+        except (ChildFailed, SafetensorError, OSError) as error:
+            raise _unsafe(path, error) from error
 
 
-def _check_sizes(path: Path) -> None:
-    """Raise UnpicklingError for a zip that grows: torch stores its files uncompressed."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            declared = sum(member.file_size for member in archive.infolist())
-        if declared > path.stat().st_size:
-            raise pickle.UnpicklingError(f"its files would grow to {declared:,} bytes")
+def _unsafe(path: Path, reason: object) -> ModelError:
+    return ModelError(f"{path}: not a checkpoint that can be opened safely ({reason})")
 
 
 def part_of(state: dict[str, Any], prefix: str) -> dict[str, Any]:

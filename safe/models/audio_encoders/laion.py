@@ -24,6 +24,7 @@ _SIZES = {768: "HTSAT-tiny", 1024: "HTSAT-base"}
 """laion-clap's model configuration by the width of the branch (base: the music_speech ones)."""
 _ALIAS = "_laion_clap_module"
 """Name under which the package's inner folder is imported (see `random_branch`)."""
+_AUDIO = ("audio_branch.", "audio_projection.")
 _FULL_SCALE = 32767.0
 _FUSION = "audio_branch.patch_embed.fusion_model."
 _BANDS, _MOMENTS = 2, 32
@@ -115,14 +116,11 @@ def _audio_state(path: Path) -> dict[str, Tensor]:
     ``text_projection``, ``text_transform``), the heads of the training loss
     (``audio_transform``, ``logit_scale_*``), optimizer state and counters.
     """
-    content = open_checkpoint(path)
-    state: Any = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict):
-        raise ModelError(f"{path}: a {type(content).__name__}, not a laion-clap checkpoint")
+    found = open_checkpoint(path, _AUDIO)
+    state = part_of(found, "state_dict/") or found
     if state and all(key.startswith("module.") for key in state):  # saved under DDP
         state = part_of(state, "module.")
-    audio = ("audio_branch.", "audio_projection.")
-    return {key: value for key, value in state.items() if key.startswith(audio)}
+    return {key: value for key, value in state.items() if key.startswith(_AUDIO)}
 
 
 def _width(path: Path, state: dict[str, Tensor]) -> int:

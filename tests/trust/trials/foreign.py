@@ -133,3 +133,12 @@ def _bomb(megabytes: int) -> bytes:
             for _ in range(megabytes):
                 member.write(bytes(2**20))
     return file.getvalue()
+
+
+def bombs() -> Iterator[tuple[str, object]]:
+    """Name and content of checkpoints of plain tensors that are small only as long as views."""
+    import torch
+
+    yield "expanded", {"a": torch.zeros(1).expand(2**40)}
+    one = torch.zeros(2**20)
+    yield "many-views", {f"{n}": one for n in range(64)}
