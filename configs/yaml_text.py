@@ -44,7 +44,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except ConfigError:
         raise
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the config file {path}: {error}") from error
+        why = " ".join(str(error).split())  # PyYAML's take several lines
+        raise ConfigError(f"cannot read the config file {path}: {why}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the config file {path} must hold a mapping of keys to values")
     return content

@@ -163,7 +163,8 @@ class SignalPath:
         except OSError as error:
             raise PathError(f"cannot read the signal path {path}: {error.strerror}") from None
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date, 1000 [
-            raise PathError(f"{path} is not YAML: {error}") from None
+            why = " ".join(str(error).split())  # PyYAML's take several lines
+            raise PathError(f"{path} is not YAML: {why}") from None
         if not isinstance(data, dict):
             raise PathError(f"{path} must hold keys and values, such as 'projector: model.proj'")
         return cls.from_dict(data)

@@ -6,12 +6,13 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from configs.plain_text import plain
 from probes.findings.finding import Finding
 from probes.findings.view import STYLES, grouped, measured, place
 from reports.compare import Comparison, Curve, Side
 from reports.console import GRADES
 from reports.grade import Grade
-from reports.plain import plain, sparkline
+from reports.sparkline import sparkline
 from reports.tables import Cell, Fitting, table
 
 

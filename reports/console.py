@@ -7,13 +7,13 @@ from rich.padding import Padding
 from rich.panel import Panel
 from rich.text import Text
 
+from configs.plain_text import plain
 from probes.findings.finding import Finding, Severity
 from probes.findings.view import STYLES, grouped, measured, place
 from reports.chain import ChainLink, Health
 from reports.claims import AGREES, NOT_MEASURED, OFF, ClaimCheck
 from reports.criterion import Outcome
 from reports.grade import Grade
-from reports.plain import plain
 from reports.report import Report
 from reports.tables import Fitting, mark, table
 from reports.verdict import Decision

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from configs.plain_text import plain
 from reports.page import Page
-from reports.plain import plain
 from reports.plots.palette import PALETTE
 from reports.printed import number
 from reports.samples import without_sound

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from configs.plain_text import plain
 from probes.findings.finding import Finding
 from probes.findings.view import grouped, measured, place
 from reports.console import DECISIONS, GRADES, HEALTH
 from reports.grade import Grade
-from reports.plain import plain
 from reports.report import Report
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#!|~&$])")

@@ -6,11 +6,11 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from configs.plain_text import plain
 from reports.checklist import Item
 from reports.console import GRADES
 from reports.criteria import CRITERIA
 from reports.criterion import Criterion
-from reports.plain import plain
 from reports.tables import mark, table
 
 _RULE = """PROCEED  every deciding criterion (*) passes

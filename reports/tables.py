@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from reports.plain import plain
+from configs.plain_text import plain
 
 Cell = str | Text
 

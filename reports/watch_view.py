@@ -7,11 +7,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from configs.plain_text import plain
 from probes.findings.finding import Finding, Severity
 from probes.findings.view import STYLES, grouped, measured, place
-from reports.plain import plain, sparkline
 from reports.printed import as_float
 from reports.run import Row, Run
+from reports.sparkline import sparkline
 from reports.watch import Watched
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.errors import ConfigError, SafeError, unknown
 from configs.model_configs import CONFIGS
+from configs.plain_text import plain, plain_lines
 from safe.data_commands import add_commands
 from safe.slurm import join_step
 
@@ -51,13 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
         return code
     except SafeError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(plain(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read our output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(plain(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; what was saved is not lost: the same command goes on", file=sys.stderr)
@@ -115,7 +116,7 @@ def _finish(
         launch.console.print(str(stop), markup=False)
         return 3
     except TrainingDiverged as error:
-        print(f"TrainingDiverged: {error}", file=sys.stderr)
+        print(plain(f"TrainingDiverged: {error}"), file=sys.stderr)
         return 1
     if evaluation is None:  # not the main process
         return 0
@@ -262,7 +263,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     plan = plan_run(
         arguments.name, assignments, backbone=arguments.backbone, gpu_memory=arguments.gpu_memory
     )
-    print(json.dumps(plan.to_json(), indent=2) if arguments.json else plan_text(plan))
+    print(json.dumps(plan.to_json(), indent=2) if arguments.json else plain_lines(plan_text(plan)))
     return 0
 
 

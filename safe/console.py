@@ -2,12 +2,17 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
+from typing_extensions import override
+
+from configs.plain_text import plain_lines
 
 _PLAIN_SECONDS = 10.0
 """Least time between two plain progress lines."""
@@ -20,13 +25,35 @@ class Show(Protocol):
         """Show that ``done`` of ``total`` are done."""
 
 
+class PlainConsole(Console):
+    """Shows text from data as it is: no markup, no emoji codes, and escaped what steers a terminal.
+
+    A ``Text`` has lost some control characters by then: give it :func:`configs.plain_text.plain`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    @override
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(plain_lines(text), **options)
+
+    @override
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            own = bool(segment.control)  # rich's: cursor, colours
+            yield segment if own else segment._replace(text=plain_lines(segment.text))
+
+
 def make_console(*, quiet: bool = False) -> Console:
     """A console for standard output; without colour or cursor tricks when that is no terminal.
 
     Silent in all processes of a distributed run but the first, which torchrun numbers in RANK.
     """
     secondary = os.environ.get("RANK", "0") != "0"
-    return Console(quiet=quiet or secondary, highlight=False, soft_wrap=True)
+    return PlainConsole(quiet=quiet or secondary, soft_wrap=True)
 
 
 @contextmanager
@@ -42,7 +69,7 @@ def progress(console: Console, what: str) -> Iterator["Show"]:
     """
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

@@ -73,8 +73,8 @@ def _touch(target: str | None) -> None:
 def _write(value: dict[str, Any], target: str | None) -> None:
     if target is None:
         return
-    text = json.dumps(value, indent=2, ensure_ascii=False)
     if target == "-":
-        print(text)
+        print(json.dumps(value, indent=2))  # ASCII only: nothing in it steers a terminal
     else:
+        text = json.dumps(value, indent=2, ensure_ascii=False)
         Path(target).write_text(text + "\n", encoding="utf-8")

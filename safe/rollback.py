@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from configs import follow_up
+from configs.plain_text import plain
 from configs.schema import RunConfig
 from safe.training.run_directory import read_config
 
@@ -29,13 +30,14 @@ def describe(run: Path, output: Path = Path("runs")) -> str:
     where = [] if output == Path("runs") else ["--output", str(output)]
     apply = ["safe-train", "rollback", str(run), "--apply", *where]
     return "\n".join(
-        [
+        plain(line)
+        for line in (
             f"rollback of {run} to the baseline {baseline.name!r}, on its backbone of "
             f"{begun.model.num_layers} layers and with its data, epochs and clips per step:",
             *(f"  {k}: {old} -> {new}" for k, old, new in follow_up.rollback_differences(begun)),
             f"start it with: {shlex.join(apply)}",
             f"which is: {shlex.join([*follow_up.command_line(baseline), *where])}",
-        ]
+        )
     )
 
 

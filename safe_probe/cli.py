@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.errors import SafeError
+from configs.plain_text import plain
 from safe_probe.report_options import add_commands
 
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
         return code
     except SafeError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(plain(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the model and the run are as they were", file=sys.stderr)

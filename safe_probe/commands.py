@@ -17,6 +17,7 @@ from probes.findings.facts import Facts
 from probes.findings.settings import Settings, parse_fail_on
 from probes.findings.view import render
 from probes.parameters import measure as count
+from safe.console import PlainConsole
 from safe_probe import views
 from safe_probe.subject import Request, Subject, build, rebuild
 
@@ -187,8 +188,8 @@ def _request(arguments: argparse.Namespace) -> Request:
 def _consoles() -> tuple[Console, Console]:
     """For results (standard output) and for what is said on the way (standard error)."""
     return (
-        Console(highlight=False, soft_wrap=False),
-        Console(stderr=True, highlight=False, soft_wrap=True),
+        PlainConsole(soft_wrap=False),
+        PlainConsole(stderr=True, soft_wrap=True),
     )
 
 
@@ -209,7 +210,7 @@ def _finish(
     if arguments.output is not None:
         diagnosis.save(arguments.output, **about)
     if arguments.json:
-        text = json.dumps(diagnosis.to_json(**about), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(diagnosis.to_json(**about), indent=2, allow_nan=False)
         print(text)
     elif arguments.csv:
         diagnosis.records.to_csv(sys.stdout, index=False)

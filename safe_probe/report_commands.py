@@ -13,10 +13,12 @@ from typing import Any
 
 from rich.console import Console
 
+from configs.plain_text import plain
 from reports.errors import ReportError
 from reports.report import Report
 from reports.run import read_run, step_folder
 from reports.verdict import Decision
+from safe.console import PlainConsole
 
 REFRESH_SECONDS = 2.0
 
@@ -138,14 +140,14 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ReportError(f"{path} cannot be written: {error.strerror}") from None
-    print(f"wrote {path}", file=sys.stderr)
+    print(plain(f"wrote {path}"), file=sys.stderr)
 
 
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False))
 
 
-class _Output(Console):
+class _Output(PlainConsole):
     """Leaves a reader who went away to the command line, as `print` does."""
 
     def on_broken_pipe(self) -> None:
@@ -156,4 +158,4 @@ def _console() -> Console:
     """For results; what the output's encoding cannot hold becomes a question mark."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    return _Output(highlight=False, markup=False, emoji=False)
+    return _Output()

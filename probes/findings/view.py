@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from configs.plain_text import plain
 from probes.findings.finding import Finding, Severity
 from probes.findings.judge import Verdict
 
@@ -20,7 +21,9 @@ def render(findings: Sequence[Finding], not_measured: Mapping[str, str]) -> Rend
     style = "bold green" if verdict.severity is None else STYLES[verdict.severity]
     parts: list[RenderableType] = [Text.assemble("verdict: ", (str(verdict), style))]
     parts += [_entry(group) for group in grouped(findings)]
-    parts += [Text(f"not measured: {name}: {why}", "dim") for name, why in not_measured.items()]
+    parts += [
+        Text(plain(f"not measured: {name}: {why}"), "dim") for name, why in not_measured.items()
+    ]
     return Group(*parts)
 
 
@@ -51,18 +54,20 @@ def _entry(group: Sequence[Finding]) -> RenderableType:
     first = group[0]
     style = STYLES[first.severity]
     head = Text.assemble(
-        "\n", (f"{first.code} {first.severity.word}", style), f"  {place(group)}: {first.title}"
+        "\n",
+        (f"{first.code} {first.severity.word}", style),
+        plain(f"  {place(group)}: {first.title}"),
     )
     if first.consequence_of:
         head.append(f"  (a consequence of {first.consequence_of}, it may go away with it)", "dim")
-        return Group(head, Padding(Text(f"measured  {measured(group)}"), (0, 0, 0, 2)))
+        return Group(head, Padding(Text(plain(f"measured  {measured(group)}")), (0, 0, 0, 2)))
     lines = {
         "measured": measured(group),
         "expected": first.expected,
         "why": first.why,
         "remedy": first.remedy,
     }
-    body = Text("\n").join(Text.assemble((f"{k:<9} ", "dim"), v) for k, v in lines.items())
+    body = Text("\n").join(Text.assemble((f"{k:<9} ", "dim"), plain(v)) for k, v in lines.items())
     return Group(head, Padding(body, (0, 0, 0, 2)))
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
-from reports.plain import plain
+from configs.plain_text import plain
 from reports.plots.palette import FAINT, GREY, INK, RED
 from reports.plots.svg import to_svg
 from reports.plots.thin import Floats, thin

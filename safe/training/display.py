@@ -38,7 +38,7 @@ class TrainingDisplay(Callback):
         if self.console.is_terminal:
             self._bar = Progress(
                 BarColumn(bar_width=20),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 TimeRemainingColumn(),
                 console=self.console,
                 transient=True,

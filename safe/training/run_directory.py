@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from configs.errors import CheckpointError, ConfigError
+from configs.plain_text import plain
 from safe.training.checkpoint_manifest import as_json
 from safe.training.durable import point_symlink, write_atomically
 from safe.training.environment import describe_environment
@@ -177,7 +178,7 @@ class RunDirectory:
             _readable_errors("cannot write the log", self.log_path),
             self.log_path.open("a", encoding="utf-8", errors="backslashreplace") as file,
         ):
-            file.write(f"{now} {message}\n")
+            file.write(f"{now} {plain(message)}\n")
 
     def close(self) -> None:
         """Close the files and give the folder up; a second call does nothing."""

@@ -17,39 +17,18 @@ import html5lib
 import pytest
 
 from configs.claims import VERIFIED_ABOVE
+from configs.plain_text import plain
 from probes.findings.finding import Finding, Link, Severity
-from probes.record import Record
 from reports import html, page
 from reports.errors import ReportError
-from reports.grade import Grade
 from reports.html import render, render_comparison, write
-from reports.plain import plain
 from reports.report import Report
-from reports.verdict import Decision, Verdict
+from reports.verdict import Decision
+from tests.hostile import HOSTILE, MARKUP
+from tests.reports.spoiled import spoiled
 
 Factory = Callable[..., Path]
 Rows = dict[str, Callable[..., Any]]
-
-HOSTILE = (
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "' onmouseover='alert(1)",
-    "</title></style></textarea><h1>",
-    "</svg></td></table><iframe src=//evil>",
-    "<!-- --> <![CDATA[ x ]]> <?php ?>",
-    "{{ 7 * 7 }} {% raw %} {# x #}",
-    "&lt;b&gt; &amp;amp; &#x27; &notanentity",
-    "javascript:alert(1) data:text/html,x",
-    r"$\frac{1}{0}$ $x ^_ \mathdefault{",
-    "\x00\x07\x1b[31mred\x1b[0m\x7f",
-    "\u202eevil\u202c \u2066inside\u2069 \u200b",
-    "\ud800 lone surrogate \udfff",
-    "line\u2028separator\u2029 and\r\nnew\tlines",
-    "url(#x) %s %d {0} ${HOME} `id`",
-    "日本語 😀 עברית é",
-    "#top",
-    "x" * 5000,
-)
 
 
 def parsed(text: str) -> ET.Element:
@@ -203,43 +182,6 @@ def test_one_bad_step_is_a_gap(make_whole_run: Factory, run_rows: Rows, row: int
     assert "1 steps without a finite loss" in text
 
 
-def _spoiled(folder: Path, make_whole_run: Factory, run_rows: Rows, bad: str) -> Report:
-    """A run with ``bad`` wherever a run can hold text."""
-    valid = "".join(c for c in bad if not 0xD800 <= ord(c) < 0xE000)  # can stand in a file
-    name = valid.replace("/", "").replace("\0", "")[:60]
-    metrics = run_rows["steps"]()
-    for row in metrics:
-        row |= {f"gate/{bad}": 0.3, f"grad_norm/{bad}": 0.5}
-    records = run_rows["records"]()
-    records += [Record(s, "gradflow", valid[:99], None, "norm", 0.5, "L2") for s in (0, 9, 18, 30)]
-    control = {"another clip's audio": bad, "silence": bad, bad: bad}
-    captions = [r | {"clip": f"{bad}{i}", "own audio": bad} | control
-                for i, r in enumerate(run_rows["captions"](9))]  # fmt: skip
-    references = [{"clip": r["clip"], "captions": [bad, bad], "audio": bad} for r in captions]
-    path = make_whole_run(
-        name or "run", metrics=metrics, records=records, captions=captions, references=references,
-        evaluation=run_rows["scores"]() | {"split": bad},
-        environment={"python": bad, bad: bad, "packages": {bad: bad}},
-        resources={"memory": bad, "train_seconds": 5.0, "peak_bytes": 5},
-        problems=[{"clip": bad, "reason": bad}], config={"data.root": bad[:99] or "x"},
-    )  # fmt: skip
-    report = Report.of(path)
-    finding = Finding(
-        "SP201", Severity.ERROR, bad, 3, bad, bad, bad, bad, title=bad, link=Link.GATE,
-        consequence_of=None,
-    )  # fmt: skip
-    outcome = replace(report.outcomes[0], shown=bad, evidence=bad, grade=Grade.UNKNOWN)
-    criterion = replace(outcome.criterion, title=bad, source=bad, to_measure=bad, why=bad)
-    step = replace(report.verdict.next_step, command=bad, why=bad, changes=(bad, bad))
-    return replace(
-        report,
-        run=replace(report.run, damaged={bad: bad}),
-        outcomes=(replace(outcome, criterion=criterion), *report.outcomes[1:]),
-        findings=(finding, replace(finding, consequence_of=bad, component=f"{bad}2")),
-        verdict=Verdict(Decision.BLOCKED, f"{bad}, {bad}".replace("; ", " "), finding, step),
-    )
-
-
 def _skeleton(text: str) -> list[tuple[str, ...]]:
     """Elements and their attributes' names; nothing of a picture but that it is there."""
     document = parsed(text)
@@ -248,24 +190,24 @@ def _skeleton(text: str) -> list[tuple[str, ...]]:
             for e in document.iter() if id(e) not in inside or local(e) == "svg"]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def tame(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return spoiled(tmp_path_factory.mktemp("tame"), "tame")
+
+
 @pytest.mark.usefixtures("no_plots")
-@pytest.mark.parametrize("bad", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_text_stays_text(
-    make_whole_run: Factory, run_rows: Rows, tmp_path: Path, bad: str
-) -> None:
-    text = render(_spoiled(tmp_path, make_whole_run, run_rows, bad))
-    tame = render(_spoiled(tmp_path, make_whole_run, run_rows, "tame"))
-    assert Counter(_skeleton(text)) == Counter(_skeleton(tame))
+@pytest.mark.parametrize("bad", HOSTILE[::3], ids=range(0, len(HOSTILE), 3))
+def test_hostile_text_stays_text(tame: Report, tmp_path: Path, bad: str) -> None:
+    text = render(spoiled(tmp_path, bad))
+    assert Counter(_skeleton(text)) == Counter(_skeleton(render(tame)))
     assert "".join(plain(bad)[:60].split()) in "".join(words(text).split())
     assert "\x1b" not in text
     assert "\u202e" not in text
 
 
-@pytest.mark.parametrize("bad", [" ".join(HOSTILE[i : i + 3]) for i in range(0, 15, 3)])
-def test_hostile_text_in_pictures(
-    make_whole_run: Factory, run_rows: Rows, tmp_path: Path, bad: str
-) -> None:
-    document = parsed(render(_spoiled(tmp_path, make_whole_run, run_rows, bad)))
+@pytest.mark.parametrize("bad", [" ".join(MARKUP[i : i + 8]) for i in range(0, len(MARKUP), 8)])
+def test_hostile_text_in_pictures(tmp_path: Path, bad: str) -> None:
+    document = parsed(render(spoiled(tmp_path, bad)))
     inside = {local(e) for svg in document.iter() if local(svg) == "svg" for e in svg.iter()}
     assert inside <= {
         "svg", "g", "path", "text", "tspan", "use", "defs", "clipPath", "rect", "title", "desc",
@@ -273,11 +215,8 @@ def test_hostile_text_in_pictures(
     }  # fmt: skip
 
 
-def test_hostile_names_in_a_comparison(
-    make_whole_run: Factory, run_rows: Rows, tmp_path: Path
-) -> None:
-    spoiled = _spoiled(tmp_path, make_whole_run, run_rows, HOSTILE[1])
-    text = render_comparison([Report.of(make_whole_run("other")), spoiled])
+def test_hostile_names_in_a_comparison(make_whole_run: Factory, tmp_path: Path) -> None:
+    text = render_comparison([Report.of(make_whole_run("other")), spoiled(tmp_path, MARKUP[1])])
     assert {local(e) for e in parsed(text).iter()}.isdisjoint({"img", "script"})
 
 

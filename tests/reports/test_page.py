@@ -1,6 +1,5 @@
 """The page in a real browser: nothing fetched, nothing cut off, nothing out of reach."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,24 +9,17 @@ import pytest
 
 from reports.html import render_comparison, write, write_page
 from reports.report import Report
+from tests.browser import chromium, needs_chromium
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 SCHEMES = ("light", "dark")
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on PATH, absent here")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -174,19 +166,3 @@ def test_prints_without_what_paper_cannot_do(browser: Any, pages: dict[str, Path
     assert page.locator(".verdict .command").is_visible()
     assert page.pdf()[:5] == b"%PDF-"
     page.close()
-
-
-def test_no_script_of_a_caption_runs(
-    browser: Any, make_whole_run: Callable[..., Path], run_rows: dict[str, Any], tmp_path: Path
-) -> None:
-    """Text of a run that would set a mark if any of it were taken for code or markup."""
-    bad = "'\"><img src=x onerror=document.title='HIT'><script>document.title='HIT'</script>"
-    captions = [row | {"own audio": bad, "silence": bad} for row in run_rows["captions"]()]
-    folder = make_whole_run("bad", captions=captions, environment={bad: bad})
-    context = browser.new_context(bypass_csp=True)  # the escaping must do without the policy
-    page = context.new_page()
-    page.goto(write(Report.of(folder), tmp_path / "bad.html").as_uri())
-    assert page.title() != "HIT"
-    assert page.locator("img, script").count() == 0
-    assert page.locator(".caption").first.inner_text() == bad
-    context.close()

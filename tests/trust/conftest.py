@@ -12,7 +12,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE))  # `trials` is used here and in processes of its own
-LONG = (pytest.mark.trust, pytest.mark.slow, pytest.mark.timeout(3600))
+LONG = (pytest.mark.trust, pytest.mark.slow, pytest.mark.timeout(3 * 3600))
 SMALL = ("saves", "owners")
 """Trials that need no torch."""
 _figures: list[str] = []

@@ -1,14 +1,18 @@
 """Captions, sounds, manifests and strangers' files that have deceived other programs."""
 
 import json
+import shutil
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 
 from configs.errors import MetricError, SafeError
+from reports.html import render
+from reports.report import Report
 from safe.data.audio import decode
 from safe.data.manifests import load_split
 from safe.data.problems import AudioProblem
@@ -56,6 +60,23 @@ def traversal(folder: str) -> dict[str, int]:
             continue
         outside += found is not None and root.resolve() not in found.resolve().parents
     return {"outside": outside}
+
+
+def pages(source: str, folder: str) -> dict[str, int]:
+    """Show a run whose every caption and clip id is a script; how many scripts are in its page?"""
+    run, bad = Path(folder, "run"), "<script>alert(1)</script>"
+    shutil.copytree(source, run)
+    for name in ("captions/final.jsonl", "captions/references.jsonl"):
+        lines = (run / name).read_text(encoding="utf-8").splitlines()
+        rows = [{"clip": f"{bad}{n}"} | _text_as(bad, json.loads(line)) for n, line in
+                enumerate(lines)]  # fmt: skip
+        (run / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"scripts": render(Report.of(run)).count("<script")}
+
+
+def _text_as(bad: str, row: dict[str, Any]) -> dict[str, Any]:
+    return {name: bad if isinstance(text, str) else text for name, text in row.items()
+            if name != "clip"}  # fmt: skip
 
 
 def pickles(folder: str) -> dict[str, int]:

@@ -52,6 +52,32 @@ def generators_not_restored() -> None:
     state.restore_rng = lambda _state: []
 
 
+def no_sampler_state() -> None:
+    """A resumed run begins again with the clips of the first epoch."""
+    from safe.training.stage_a import StageA
+
+    load = StageA.load_state
+
+    def forget(self: StageA, state: dict[str, Any]) -> None:
+        load(self, state)
+        self.position.epoch = self.position.window = 0
+
+    StageA.load_state = forget  # type: ignore[method-assign]
+
+
+def unescaped_field() -> None:
+    """One field of the page is put into it as it is."""
+    from jinja2 import FileSystemLoader
+
+    get_source = FileSystemLoader.get_source
+
+    def careless(self: Any, environment: Any, template: str) -> Any:
+        source, *rest = get_source(self, environment, template)
+        return (source.replace("{{ s.clip }}", "{{ s.clip|safe }}"), *rest)
+
+    FileSystemLoader.get_source = careless  # type: ignore[method-assign]
+
+
 def nan_is_a_number() -> None:
     """A step is taken whatever its loss and gradient are."""
     from safe.training import stage_a
@@ -114,8 +140,8 @@ def paths_outside() -> None:
 PATCHES: dict[str, Callable[[], None]] = {
     patch.__name__: patch
     for patch in (
-        in_place_save, remove_then_rename, temp_never_swept, generators_not_restored,
-        nan_is_a_number, raw_pickle, hooks_stay, stale_lock, line_ends_in_captions,
-        truncated_audio, paths_outside,
+        in_place_save, remove_then_rename, temp_never_swept, no_sampler_state,
+        generators_not_restored, nan_is_a_number, unescaped_field, raw_pickle, hooks_stay,
+        line_ends_in_captions, stale_lock, truncated_audio, paths_outside,
     )
 }  # fmt: skip

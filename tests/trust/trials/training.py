@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from torch import nn
 
@@ -18,33 +19,47 @@ from configs.overrides import dotted_fields
 from configs.schema import RunConfig
 from safe.training import checkpoint, state
 from safe.training import run as runs
+from safe.training.batches import CaptionDataset
+from safe.training.experiment import prepare
 from safe.training.launch import Launch
+from safe.training.retention import Retention
+from safe.training.stage_a import StageA
+
+KILLS_PER_EPOCH = 3
 
 
-def kill(folder: str, config: dict[str, Any], kills: int, seed: int = 0) -> dict[str, int]:
-    """Kill -9 trainings ``kills`` times, up to four times each, and compare how they end."""
+def kill(folder: str, config: dict[str, Any], runs: int, seed: int = 0) -> dict[str, int]:
+    """Kill -9 trainings three times in each epoch, and once between two micro-batches.
+
+    Every other one saves after each step, the others once an epoch. Compare how they end.
+    """
     root, settings, choose = Path(folder), RunConfig.from_dict(config), random.Random(seed)
     started = time.monotonic()
     os.waitpid(_train(root / "whole", settings, 600.0), 0)
     whole, rows = results(root / "whole"), _rows(root / "whole")
-    figures: Counter[str] = Counter(kills=0, runs=0, differ=0, restarted=0)
-    patience = 20 * (time.monotonic() - started)
-    while figures["kills"] < kills:
-        path = root / f"cut-{figures['runs']}"
-        every_step = 0.0 if figures["runs"] % 2 == 0 else 600.0  # save always, or once an epoch
-        for _ in range(min(4, kills - figures["kills"])):
-            pid = _train(path, settings, every_step)
-            figures["kills"] += _kill_at_row(pid, path, choose.randint(0, rows), choose.random())
+    figures: Counter[str] = Counter(kills=0, halfway=0, differ=0, restarted=0)
+    patience, epochs = 20 * (time.monotonic() - started), settings.optim.epochs
+    for number in range(runs):
+        path, save_seconds = root / f"cut-{number}", 0.0 if number % 2 == 0 else 600.0
+        moments = [epoch * rows // epochs + choose.randrange(rows // epochs)
+                   for epoch in range(epochs) for _ in range(KILLS_PER_EPOCH)]  # fmt: skip
+        for row in (*moments[:-1], None, moments[-1]):
+            if row is None:  # after the first micro-batch of a step
+                pid = _train(path, settings, save_seconds, die_at_batch=2)
+                _, status = os.waitpid(pid, 0)
+                figures["halfway"] += os.WIFSIGNALED(status)
+            else:
+                pid = _train(path, settings, save_seconds)
+                figures["kills"] += _kill_at_row(pid, path, row, choose.random())
             if path.exists() and not (path / "config.json").exists():
                 figures["restarted"] += 1  # killed in the instant that the folder was made
                 shutil.rmtree(path)
-        pid, end = _train(path, settings, every_step), time.monotonic() + patience
+        pid, end = _train(path, settings, save_seconds), time.monotonic() + patience
         while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < end:
             time.sleep(0.01)
         figures["differ"] += results(path) != whole
-        figures["runs"] += 1
         shutil.rmtree(path, ignore_errors=True)
-    return {"rows": rows, "differ": 0, "restarted": 0, **figures}
+    return {"rows": rows, "runs": runs, "differ": 0, "restarted": 0, **figures}
 
 
 def results(run: Path) -> dict[str, bytes]:
@@ -61,13 +76,17 @@ def _rows(run: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-def _train(path: Path, config: RunConfig, save_seconds: float) -> int:
+def _train(
+    path: Path, config: RunConfig, save_seconds: float, die_at_batch: int | None = None
+) -> int:
     """Start the run at ``path``, or go on with it, in a fork; the fork's number."""
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             runs._SAVE_SECONDS = save_seconds
+            if die_at_batch is not None:
+                _die_at_batch(die_at_batch)
             how = Launch(
                 console=Console(file=io.StringIO()), output=path.parent, name=path.name,
                 device="cpu",
@@ -82,6 +101,20 @@ def _train(path: Path, config: RunConfig, save_seconds: float) -> int:
     return pid
 
 
+def _die_at_batch(number: int) -> None:
+    """Kill this process when the training asks for its ``number``-th micro-batch."""
+    batch, left = CaptionDataset.batch, number
+
+    def counted(self: CaptionDataset, indices: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch(self, indices)
+
+    CaptionDataset.batch = counted  # type: ignore[method-assign]
+
+
 def _kill_at_row(pid: int, path: Path, row: int, wait: float) -> bool:
     """Kill -9 a run a moment after its metrics have ``row`` rows; False when it was done first."""
     while _rows(path) < row:
@@ -92,6 +125,37 @@ def _kill_at_row(pid: int, path: Path, row: int, wait: float) -> bool:
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     return os.WIFSIGNALED(status)
+
+
+def order(config: dict[str, Any]) -> dict[str, int]:
+    """Clips of the steps that a resumed training takes: how many differ from an undisturbed one's?
+
+    It goes on in the middle of the second epoch.
+    """
+    settings, accelerator = RunConfig.from_dict(config), Accelerator(cpu=True)
+    console = Console(file=io.StringIO())
+    experiment = prepare(settings, accelerator, console, dotted_fields())
+
+    def trainer() -> tuple[StageA, list[Any]]:
+        made = StageA(
+            experiment.model, experiment.dataset, settings.optim, accelerator, Retention([])
+        )
+        taken: list[Any] = []
+        made.take_step = lambda window: (taken.append(window), made._count(True))  # type: ignore
+        return made, taken
+
+    whole, all_steps = trainer()
+    first = whole.steps_per_epoch + 1
+    for step in range(whole.total_steps):
+        if step == first:
+            state = whole.state()
+        whole.advance()
+    resumed, steps = trainer()
+    resumed.load_state(state)
+    while not resumed.done:
+        resumed.advance()
+    pairs = zip(all_steps[first:], steps, strict=True)
+    return {"steps": len(steps), "differ": sum(one != other for one, other in pairs)}
 
 
 def dropout(folder: str) -> dict[str, int]:

@@ -1,21 +1,11 @@
-"""Foreign text (captions, clip ids, paths) made safe for one line of a terminal; sparklines."""
+"""A curve in one line of text."""
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 
-_UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _BARS = "▁▂▃▄▅▆▇█"
 _NOT_A_NUMBER = "!"
-
-
-def plain(text: object) -> str:
-    """``text`` on one line, without a character that steers a terminal or turns the writing round.
-
-    Escape codes, line ends, bidirectional marks and lone surrogates become one space each.
-    """
-    return "".join(" " if unicodedata.category(c) in _UNPRINTABLE else c for c in str(text))
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:
