@@ -1,9 +1,9 @@
-"""The documents' code runs as it is printed, and prints what they say."""
+"""The documents' Python runs as it is printed, and prints what they say."""
 
 import contextlib
 import io
 import re
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,11 @@ import pytest
 import torch
 
 from probes.diagnosis import diagnose
+from tests.docs.pages import PAGES, ROOT, blocks_of
+from tests.docs.stand_ins import ELSEWHERE
 
-_BLOCK = re.compile(r"^```(python|yaml|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-
-
-def blocks(document: Path) -> Iterator[tuple[str, str, int]]:
-    """Language, text and line number of each block of a document."""
-    whole = document.read_text(encoding="utf-8")
-    for found in _BLOCK.finditer(whole):
-        yield found[1], found[2], whole.count("\n", 0, found.start()) + 2
+SPOKEN = {"docs/your-own-model.md": 7, "docs/first-hour.md": 3, "README.md": 0}
+"""Pages whose Python runs here, and how many text blocks say what it prints."""
 
 
 def same(printed: str, said: str) -> bool:
@@ -31,13 +27,13 @@ def same(printed: str, said: str) -> bool:
 
 
 def run_document(document: Path, namespace: dict[str, Any]) -> int:
-    """Run the blocks of a document in order, in the current folder; returns how many spoke.
+    """Run the Python of a document in order, in the current folder; returns how often it spoke.
 
-    A YAML block is a file, named in its first line. A text block is what the Python blocks
-    before it print.
+    A YAML block is a file, named in its first line. A text block behind Python is what the Python
+    blocks before it print; behind a command it is the command's.
     """
-    printed, spoken = io.StringIO(), 0
-    for language, text, line in blocks(document):
+    printed, spoken, python = io.StringIO(), 0, True
+    for language, text, line in blocks_of(document):
         if language == "yaml":
             Path(text.splitlines()[0].removeprefix("# ")).write_text(text, encoding="utf-8")
         elif language == "python":
@@ -45,9 +41,10 @@ def run_document(document: Path, namespace: dict[str, Any]) -> int:
             code = compile("\n" * (line - 1) + text, str(document), "exec")
             with contextlib.redirect_stdout(printed):
                 exec(code, namespace)
-        else:
+        elif language == "text" and python:
             assert same(printed.getvalue(), text), f"line {line} prints\n{printed.getvalue()}"
             printed, spoken = io.StringIO(), spoken + 1
+        python = language in ("python", "yaml", "text") and (python or language == "python")
     assert printed.getvalue() == "", "printed, but not in the document"
     return spoken
 
@@ -55,10 +52,10 @@ def run_document(document: Path, namespace: dict[str, Any]) -> int:
 @pytest.fixture(scope="module")
 def your_own_model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What docs/your-own-model.md has defined when all of it has run."""
-    document = Path(__file__).resolve().parents[1] / "docs" / "your-own-model.md"
     namespace: dict[str, Any] = {"__name__": "your_own_model"}
+    page = "docs/your-own-model.md"
     with contextlib.chdir(tmp_path_factory.mktemp("reader")):
-        assert run_document(document, namespace) == 7
+        assert run_document(ROOT / page, namespace) == SPOKEN[page]
     return namespace
 
 
@@ -75,6 +72,32 @@ def test_weight_decay_closes_the_gates_of_your_own_model(your_own_model: dict[st
     optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
     found = diagnose(model, [batch(0)], path, optimizer=optimizer, probes=["gates"])
     assert {f.code for f in found.findings} == {"SP208"}
+
+
+def test_the_first_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_document(ROOT / "docs/first-hour.md", {}) == SPOKEN["docs/first-hour.md"]
+
+
+def test_the_readme_captions_a_sound(
+    tiny_run: Any, tiny_data: Path, in_small_world: None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_run.folder / "adapter", "runs/latest/adapter")
+    shutil.copy(next(tiny_data.glob("audio/test/*.wav")), "clip.wav")
+    # what it prints depends on the clip, so the page does not say it
+    (code,) = [text for language, text, _ in blocks_of(ROOT / "README.md") if language == "python"]
+    exec(code, {})
+    (caption,) = capsys.readouterr().out.splitlines()
+    assert caption.startswith("['") and caption.endswith("']")
+
+
+def test_no_page_with_python_is_left_out() -> None:
+    speak = {
+        page for page in PAGES if any(block[0] == "python" for block in blocks_of(ROOT / page))
+    }
+    assert speak == {*SPOKEN, *ELSEWHERE}
 
 
 @pytest.mark.parametrize("said", ["", "```text\nloss 2.0\n```\n", "```text\nloss is 1.0\n```\n"])
