@@ -6,10 +6,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SPEC := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs trust faults fix clean
+.PHONY: help demo test lint docs trust faults case-study fix clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.run ## train Phase 1 on the built-in model and clips, with score and verdict
 	@$(BIN)/safe-train phase1 --backbone embedded --audio-encoder embedded --data synthetic
@@ -32,6 +32,13 @@ trust: $(VENV)/.test ## the long form of tests/trust: kills, full disks, damage,
 
 faults: $(VENV)/.run ## plant every known fault and build every healthy set-up: what is found? (some minutes)
 	@$(BIN)/python -m benchmarks.faults
+
+case-study: $(VENV)/.run ## the runs of docs/case-study.md on DATA=FOLDER (five CPU hours; goes on where it stopped)
+	@test -d '$(DATA)/audio' || { echo "DATA=FOLDER is missing: recordings in AudioCaps layout \
+	(docs/data.md), such as make case-study DATA=data/real-sounds" >&2; exit 2; }
+	@$(BIN)/safe-train fetch smollm2 aisfx
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.case_study --data '$(DATA)' \
+		--figure docs/case-study.png
 
 fix: $(VENV)/.test ## repair what the linter and the formatter can
 	@$(BIN)/ruff check --quiet --fix
