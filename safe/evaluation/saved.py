@@ -10,6 +10,7 @@ from configs.overrides import dotted_fields
 from configs.schema import RunConfig
 from safe.console import progress
 from safe.evaluation.evaluate import Evaluation, Evaluator
+from safe.evaluation.unscored import Unscored
 from safe.models.adapter_files import load_adapter
 from safe.training.checkpoint import latest_good
 from safe.training.checkpoint_manifest import verify
@@ -56,17 +57,24 @@ def evaluate_saved(
     load_adapter(experiment.model, adapter)
     console.print(f"evaluating {adapter}", markup=False)
     evaluator = Evaluator(experiment.tokens, experiment.test, config.evaluation, config.optim.seed)
+    name = adapter.name if adapter.name == ADAPTER_NAME else adapter.parent.name
+    heard = scored if data is None else f"{Path(data).resolve().name}-{scored}"
+    folder = output or run / "evaluations" / f"{name}-{heard}"
+    unscored = Unscored.of(
+        (folder, run), adapter, evaluator.split, config.evaluation, config.optim.seed
+    )
+    if unscored.load() is not None:
+        console.print("captions that wait for their scores are there; none is generated again")
     with progress(console, f"captioning {scored} with") as show:
         evaluation = evaluator.full(
             experiment.model,
             experiment.train,
             experiment.sounds.silence,
             lambda what, done, total: show(done, total, what),
+            unscored,
         )
-    name = adapter.name if adapter.name == ADAPTER_NAME else adapter.parent.name
-    heard = scored if data is None else f"{Path(data).resolve().name}-{scored}"
-    folder = output or run / "evaluations" / f"{name}-{heard}"
     write_evaluation(folder, evaluation, evaluator.split)
+    unscored.done()
     return evaluation, folder.resolve()
 
 
