@@ -2,11 +2,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SPEC := pyproject.toml constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SPEC := pyproject.toml constraints.txt requirements.lock requirements-test.lock
+ifeq ($(shell uname -sm),Linux x86_64)  # every file by its SHA-256
+RUN = $(PIP) --require-hashes -r requirements.lock && $(OURS)
+TEST = $(PIP) --require-hashes -r requirements-test.lock && $(OURS)
+OURS = $(PIP) --no-deps --no-build-isolation -e .
+else  # the same versions, without hashes
+RUN = $(PIP) -c constraints.txt -e .
+TEST = $(PIP) -c constraints.txt -e '.[test]'
+endif
+LOCK = uv pip compile pyproject.toml --quiet --universal --python-version 3.11 -c constraints.txt \
+	--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs trust faults case-study fix clean
+.PHONY: help demo test lint docs trust faults case-study fix lock audit clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +37,7 @@ docs: $(VENV)/.test ## the documentation as a site in build/docs; a warning is a
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "build/docs/index.html"
 
-trust: $(VENV)/.test ## the long form of tests/trust: kills, full disks, damage, fuzzing, leaks (about an hour)
+trust: $(VENV)/.test ## the long form of tests/trust: kills, full disks, damage, fuzzing, leaks (some hours)
 	@$(BIN)/python -m pytest -q -m trust tests/trust
 
 faults: $(VENV)/.run ## plant every known fault and build every healthy set-up: what is found? (some minutes)
@@ -44,6 +54,15 @@ fix: $(VENV)/.test ## repair what the linter and the formatter can
 	@$(BIN)/ruff check --quiet --fix
 	@$(BIN)/ruff format --quiet
 
+lock: ## write the hashes of what constraints.txt pins (needs uv)
+	@$(LOCK) -o requirements.lock > /dev/null
+	@$(LOCK) --extra test -o requirements-test.lock > /dev/null
+
+audit: | $(BIN)/pip ## look up known weaknesses of what is pinned (asks a service on the network)
+	@$(PYTHON) -m venv $(VENV)/audit  # of its own: what it needs is no requirement of ours
+	@$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	@$(VENV)/audit/bin/pip-audit --disable-pip --require-hashes -r requirements-test.lock
+
 clean: ## remove the environment and the caches, but no run
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
@@ -51,12 +70,12 @@ clean: ## remove the environment and the caches, but no run
 # The stamp files let a second call start at once; a changed requirement installs again.
 $(VENV)/.run: $(SPEC) | $(BIN)/pip
 	@echo "installing safe-probe into $(VENV) (6.5 GB and some minutes the first time, mostly torch)"
-	@$(PIP) -e .
+	@$(RUN)
 	@touch $@
 
 $(VENV)/.test: $(SPEC) | $(BIN)/pip
 	@echo "installing safe-probe and its test tools into $(VENV) (6.5 GB and some minutes the first time)"
-	@$(PIP) -e '.[test]'
+	@$(TEST)
 	@touch $@ $(VENV)/.run
 
 $(BIN)/pip:

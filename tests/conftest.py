@@ -19,6 +19,7 @@ from configs.overrides import apply_values, dotted_fields
 from configs.schema import RunConfig
 from safe.data.synthetic import materialize_synthetic
 from safe.evaluation.java import java_available
+from tests.network import stay_here
 
 if TYPE_CHECKING:
     from safe.evaluation.evaluate import Evaluation
@@ -33,6 +34,7 @@ def pytest_configure() -> None:
     # the same examples on every run, and no failure because a machine is busy
     settings.register_profile("house", derandomize=True, deadline=None)
     settings.load_profile("house")
+    stay_here()
 
 
 @pytest.fixture(autouse=True)

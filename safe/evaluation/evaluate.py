@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.errors import MetricError
 from configs.schema import EvalConfig
 from safe import processes
 from safe.data.mapped_rows import MappedRows
@@ -23,6 +24,7 @@ from safe.evaluation.floors import (
 from safe.evaluation.generation import generate_captions
 from safe.evaluation.metrics import METRICS, Scorer, Scores
 from safe.evaluation.public_scale import Placement, place
+from safe.evaluation.unscored import Unscored
 from safe.evaluation.verdict import Verdict, decide
 from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionTokens
@@ -140,6 +142,7 @@ class Evaluator:
         train: Split,
         silence: np.ndarray,
         progress: Progress | None = None,
+        unscored: Unscored | None = None,
     ) -> Evaluation | None:
         """All metrics, controls and floors; None in all processes but the first.
 
@@ -148,7 +151,33 @@ class Evaluator:
             train: training split, for the floors.
             silence: [D] embedding ([M, D] local features) of a silent clip.
             progress: called during generation, in every process.
+            unscored: where captions are kept until the scores are written; those that wait there
+                are scored, and not generated again. The first process's counts.
+
+        Raises:
+            MetricError: the scorer failed; there is no score of a part.
         """
+        captions = unscored.load() if unscored else None
+        if processes.gather(captions)[0] is None:
+            captions = self._speak(model, silence, progress)
+        if processes.rank() > 0:
+            return None
+        assert captions is not None
+        if unscored is None:
+            return self._judge(captions | self._floors(train))
+        unscored.keep(captions)
+        try:
+            return self._judge(captions | self._floors(train))
+        except MetricError as error:
+            raise MetricError(
+                f"{error} The captions are kept in {unscored.path}; `safe-train evaluate RUN` goes "
+                "on with them"
+            ) from error
+
+    def _speak(
+        self, model: SAFEModel, silence: np.ndarray, progress: Progress | None
+    ) -> dict[str, dict[str, str]]:
+        """Captions by condition and clip id."""
         split = self.split
         heard = {
             "own audio": split.embeddings,
@@ -156,10 +185,11 @@ class Evaluator:
             SILENCE: np.broadcast_to(silence, (len(split), *silence.shape)),
             GATE_OFF: None,
         }
-        captions = {n: self._captions(model, audio, n, progress) for n, audio in heard.items()}
-        if processes.rank() > 0:
-            return None
-        captions |= self._floors(train)
+        return {n: self._captions(model, audio, n, progress) for n, audio in heard.items()}
+
+    def _judge(self, captions: dict[str, dict[str, str]]) -> Evaluation:
+        """Score every condition."""
+        split = self.split
         scores = self.scorer.score(captions["own audio"], metrics=METRICS)
         others = {
             name: self.scorer.score(captions[name], metrics=("cider",))

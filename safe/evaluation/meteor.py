@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-from safe.evaluation.java import JAVA, jar, java_available
+from safe.evaluation.java import JAVA, end, jar, java_available, kill
 
 TIMEOUT_SECONDS = 900.0
 
@@ -44,7 +44,7 @@ def meteor(
             )
         except OSError as error:
             return None, f"METEOR did not start: {error}"
-        watchdog = threading.Timer(timeout_seconds, process.kill)
+        watchdog = threading.Timer(timeout_seconds, kill, (process,))
         try:
             watchdog.start()
             return _converse(process, references, predictions), None
@@ -54,7 +54,7 @@ def meteor(
             return None, f"METEOR failed: {late}{error}{_last_line(errors)}"
         finally:
             watchdog.cancel()
-            _close(process)
+            end(process)
 
 
 def _converse(
@@ -86,17 +86,6 @@ def _read(process: subprocess.Popen[bytes]) -> str:
     if not answer:
         raise ValueError("the program ended before it had answered")
     return answer.decode().strip()
-
-
-def _close(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    for pipe in (process.stdin, process.stdout):
-        try:
-            if pipe is not None:
-                pipe.close()
-        except OSError:  # unsent text for a program that is gone
-            pass
-    process.wait()
 
 
 def _last_line(errors: IO[bytes]) -> str:

@@ -8,8 +8,10 @@ from rich.console import Console
 from configs.errors import CheckpointError
 from configs.overrides import dotted_fields
 from configs.schema import RunConfig
+from safe import processes
 from safe.console import progress
 from safe.evaluation.evaluate import Evaluation, Evaluator
+from safe.evaluation.unscored import Unscored
 from safe.models.adapter_files import load_adapter
 from safe.training.checkpoint import latest_good
 from safe.training.checkpoint_manifest import verify
@@ -54,6 +56,10 @@ def evaluate_saved(
     scored = config.data.test_split if split is None else split
     config = replace(config, data=replace(config.data, root=root, test_split=scored))
     config, accelerator = engine(config, Launch(console=console, device=device))
+    name = adapter.name if adapter.name == ADAPTER_NAME else adapter.parent.name
+    heard = scored if data is None else f"{Path(data).resolve().name}-{scored}"
+    folder = output or run / "evaluations" / f"{name}-{heard}"
+    unscored = None
     with Heartbeat(Interrupt()):
         experiment = prepare(config, accelerator, console, dotted_fields())
         load_adapter(experiment.model, adapter)
@@ -61,19 +67,24 @@ def evaluate_saved(
         evaluator = Evaluator(
             experiment.tokens, experiment.test, config.evaluation, config.optim.seed
         )
+        if processes.rank() == 0:
+            unscored = Unscored.of(
+                (folder, run), adapter, evaluator.split, config.evaluation, config.optim.seed
+            )
+            if unscored.load() is not None:
+                console.print("captions that wait for their scores are there; none is made again")
         with progress(console, f"captioning {scored} with") as show:
             evaluation = evaluator.full(
                 experiment.model,
                 experiment.train,
                 experiment.sounds.silence,
                 lambda what, done, total: show(done, total, what),
+                unscored,
             )
-    if evaluation is None:
+    if evaluation is None or unscored is None:
         return None
-    name = adapter.name if adapter.name == ADAPTER_NAME else adapter.parent.name
-    heard = scored if data is None else f"{Path(data).resolve().name}-{scored}"
-    folder = output or run / "evaluations" / f"{name}-{heard}"
     write_evaluation(folder, evaluation, evaluator.split)
+    unscored.done()
     return evaluation, folder.resolve()
 
 

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 from configs.errors import MetricError
-from safe.evaluation.java import JAVA, jar, java_available
+from safe.evaluation.java import JAVA, answer, jar, java_available
 
 __all__ = ["TOKENIZERS", "choose_tokenizer", "clean_caption", "java_available", "tokenize"]
 
@@ -99,20 +99,12 @@ def _run_ptb(text: str) -> str:
     command = [*JAVA, "-cp", str(path), "edu.stanford.nlp.process.PTBTokenizer"]
     command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
     try:
-        done = subprocess.run(
-            command,
-            input=text.encode(),
-            capture_output=True,
-            start_new_session=True,  # Ctrl-C is for us, not for the tokenizer
-            timeout=PTB_TIMEOUT_SECONDS,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
+        return answer(command, text.encode(), PTB_TIMEOUT_SECONDS).decode()
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
         detail = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip()[-300:]
         raise MetricError(
             f"the PTB tokenizer failed: {error}. {detail} Tokenizer 'simple' needs no Java."
         ) from error
-    return done.stdout.decode()
 
 
 # ---- the Java-free rule: what PTB does to plain English captions, in one pattern ----------------

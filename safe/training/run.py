@@ -19,6 +19,7 @@ from configs.yaml_text import dump_yaml
 from safe.console import progress
 from safe.data.splits import Split
 from safe.evaluation.evaluate import Evaluation, Evaluator, Progress
+from safe.evaluation.unscored import Unscored
 from safe.models.adapter_files import load_adapter, save_pretrained
 from safe.training.callbacks import Callback
 from safe.training.checkpoint import (
@@ -231,13 +232,16 @@ class _Training:
 
         Every process captions its share; the main one scores and returns the evaluation.
         """
-        experiment = self.experiment
+        experiment, unscored = self.experiment, None
         if self.directory is not None:
-            publish(
+            adapter = publish(
                 self.directory.path,
                 ADAPTER_NAME,
                 lambda folder: save_pretrained(experiment.model, folder),
                 metadata={"config": experiment.config.name},
+            )
+            unscored = Unscored.of(
+                (self.directory.path,), adapter, final.split, final.config, final.seed
             )
         try:
             with progress(self.console, "captioning the test split with") as show:
@@ -246,12 +250,15 @@ class _Training:
                     experiment.train,
                     experiment.sounds.silence,
                     self._unless_stopped(lambda what, done, total: show(done, total, what)),
+                    unscored,
                 )
         except _EvaluationCut:
             raise Interrupted(self._how_to_go_on()) from None
         if self.directory is None or evaluation is None:
             return None
         write_evaluation(self.directory.path, evaluation, final.split)
+        if unscored is not None:
+            unscored.done()
         self.directory.log(f"score {evaluation.verdict.outcome}: {evaluation.verdict.reason}")
         return evaluation
 

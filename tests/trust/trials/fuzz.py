@@ -1,0 +1,188 @@
+"""What is fuzzed, with which input: the same for hypothesis and for atheris.
+
+A target has cases (a hypothesis strategy) and uses one: a result or a typed error, in two seconds.
+"""
+
+import io
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import yaml
+from hypothesis import strategies as st
+
+from configs.errors import SafeError
+from configs.model_configs import get_config
+from configs.overrides import resolve
+from probes.signal_path import SignalPath
+from reports.report import Report
+from reports.run import read_run
+from safe.data.audio import decode, inspect
+from safe.data.manifests import read_manifest
+from safe.data.problems import AudioProblem
+
+SECONDS, MEGABYTES = 2.0, 1000
+TOKENS = (
+    b"\0", b"\xff", b"\r", b"\n", b"NaN", b"Infinity", b"-1", b"1e999", b"9" * 400, b"[", b"{",
+    b"]", b"}", b"null", b"true", b'"', b",", b":", b": ", b"- ", b"{}", b"[]", b"'", b"&a [*a]",
+    b"*a", b"<<: ", b"!!python/object/apply:os.abort []", b"../", b"/etc/passwd", b"{layer}", b"*",
+    "\u2028".encode(), b"\xed\xa0\x80", b"\\ud800", b"\xef\xbb\xbf", b"=cmd", b"[" * 3000,
+    b"0x", b"\x7f\xff\xff\xff", b"2024-13-45", b"1:2", b"3", b"0.5", b"_",
+)  # fmt: skip
+CSV = 'audiocap_id,youtube_id,start_time,caption\n1,abc,30,A dog barks\n2,abc,30,"A, dog"\n'
+JSON = '[{"youtube_id": "abc", "start_time": 30, "captions": ["A dog"], "audio": "train/a.wav"}]'
+JSONL = '{"youtube_id": "abc", "caption": "A dog"}\n{"id": 7, "captions": ["a", "b"]}\n'
+PATH = """\
+projector: adapter.projector
+scale: 2.0
+knobs: [adapter.temperature]
+layers: lm.blocks.*
+fusion: adapter.cross.{layer}
+branch: {1: adapter.one, 3: adapter.three}
+gates: {name: "adapter.gates.{layer}", clamp: [0, 1], transform: tanh}
+head: lm.head
+"""
+RUN_FILES = ("config.json", "metrics.jsonl", "evaluation.json", "environment.json",
+             "resources.json", "problems.json", "captions/final.jsonl",
+             "captions/references.jsonl")  # fmt: skip
+
+
+@dataclass
+class Target:
+    """One kind of input."""
+
+    cases: st.SearchStrategy[Any]
+    act: Callable[[Any], object]
+    count: Counter[str] = field(default_factory=Counter)
+    """How many were refused, and how many taken."""
+    slowest: float = 0.0
+    """Seconds of processor time."""
+
+    def use(self, case: Any) -> None:
+        """Use a case: a result or a typed error, soon."""
+        start = time.process_time()
+        try:
+            self.act(case)
+            self.count["taken"] += 1
+        except (SafeError, AudioProblem):
+            self.count["refused"] += 1
+        seconds = time.process_time() - start
+        self.slowest = max(self.slowest, seconds)
+        assert seconds < SECONDS, f"{seconds:.1f} s"
+
+
+def damaged(base: bytes) -> st.SearchStrategy[bytes]:
+    """``base`` after up to three cuts, insertions and overwritten places."""
+
+    def apply(edits: list[tuple[int, int, bytes]]) -> bytes:
+        content = base
+        for place, length, new in edits:
+            at = place % (len(content) + 1)
+            content = content[:at] + new + content[at + length :]
+        return content
+
+    piece = st.sampled_from(TOKENS) | st.binary(max_size=8)
+    edit = st.tuples(st.integers(0, 2**31), st.sampled_from((0, 0, 1, 1, 2, 4, 30, 10**6)), piece)
+    return st.lists(edit, min_size=1, max_size=3).map(apply)
+
+
+def audio(folder: Path, suffix: str) -> Target:
+    """Sound files, most of them with lies in the header."""
+    sound, file = io.BytesIO(), folder / f"a.{suffix}"
+    samples = np.sin(np.arange(4000) / 10).astype(np.float32)[:, None].repeat(2, axis=1)
+    soundfile.write(sound, samples, 8000, format=suffix.upper())
+    base = sound.getvalue()
+
+    def act(content: bytes) -> None:
+        file.write_bytes(content)
+        heard = decode(file, 16000, 10.0)
+        assert np.isfinite(heard.samples).all() and 0 < len(heard.samples) <= 160_000
+        inspect(file)
+
+    head = damaged(base[:64]).map(lambda start: start + base[64:])
+    return Target(head | damaged(base), act)
+
+
+def manifests(folder: Path, suffix: str, base: str) -> Target:
+    """Manifests of a split."""
+
+    def act(content: bytes) -> None:
+        (folder / f"train.{suffix}").write_bytes(content)
+        for clip in read_manifest(folder, "train").clips:
+            assert clip.captions and all(clip.captions)
+            assert clip.path is None or folder in clip.path.resolve().parents
+
+    return Target(damaged(base.encode()), act)
+
+
+def configs(folder: Path) -> Target:
+    """Configuration files."""
+
+    def act(content: bytes) -> None:
+        (folder / "a.yaml").write_bytes(content)
+        resolve(None, folder / "a.yaml")
+
+    return Target(damaged(yaml.safe_dump(get_config("demo").to_dict()).encode()), act)
+
+
+def overrides(_folder: Path) -> Target:
+    """Assignments of the command line."""
+    keys = st.sampled_from(
+        ("optim.lr_projector", "model.fusion.layers", "optim.seed", "data.root", "data.audio",
+         "model.projector.kind", "optim", "model.quantization")
+    )  # fmt: skip
+    tokens = [token.decode(errors="replace") for token in TOKENS]
+    values = st.text() | st.floats().map(str) | st.integers().map(str) | st.sampled_from(tokens)
+    assignments = st.builds("{}={}".format, keys, values) | st.text()
+    cases = st.lists(assignments, min_size=1, max_size=3)
+    return Target(cases, lambda given: resolve("demo", None, given))
+
+
+def signal_paths(folder: Path) -> Target:
+    """Signal paths of other models."""
+
+    def act(content: bytes) -> None:
+        (folder / "a.yaml").write_bytes(content)
+        SignalPath.from_yaml(folder / "a.yaml")
+
+    return Target(damaged(PATH.encode()), act)
+
+
+def run_folders(folder: Path, source: Path) -> Target:
+    """Folders of runs, one file of them damaged; ``source`` is a whole one."""
+    run = folder / "run"
+    shutil.copytree(source, run, ignore=shutil.ignore_patterns("*.safetensors"))
+    whole = {name: (run / name).read_bytes() for name in RUN_FILES}
+
+    def act(case: tuple[str, bytes]) -> None:
+        name, content = case
+        (run / name).write_bytes(content)
+        try:
+            assert Report.of(read_run(run)).verdict is not None
+        finally:
+            (run / name).write_bytes(whole[name])
+
+    cases = st.sampled_from(RUN_FILES).flatmap(
+        lambda name: st.tuples(st.just(name), damaged(whole[name]))
+    )
+    return Target(cases, act)
+
+
+TARGETS: dict[str, Callable[[Path, Path], Target]] = {
+    **{f"{kind} files": lambda folder, _, kind=kind: audio(folder, kind)  # type: ignore[misc]
+       for kind in ("wav", "flac", "ogg")},
+    "csv manifests": lambda folder, _: manifests(folder, "csv", CSV),
+    "json manifests": lambda folder, _: manifests(folder, "json", JSON),
+    "jsonl manifests": lambda folder, _: manifests(folder, "jsonl", JSONL),
+    "configuration files": lambda folder, _: configs(folder),
+    "overrides": lambda folder, _: overrides(folder),
+    "signal paths": lambda folder, _: signal_paths(folder),
+    "run folders": run_folders,
+}  # fmt: skip
+"""What is fuzzed: (empty folder, folder of a whole run) -> target."""
