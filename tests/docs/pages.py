@@ -10,7 +10,7 @@ PAGES = tuple(
     file.relative_to(ROOT).as_posix() for file in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
 )
 _FENCE = re.compile(r"^ *```(\w*).*\n((?:.*\n)*?) *```$", re.MULTILINE)
-_OWN = r"(?:safe-train|safe-probe) [a-z0-9]"
+_OWN = r"(?:safe-train|safe-probe|make) [a-z0-9]"
 _INDENTED = re.compile(rf"^ {{4,}}({_OWN}(?:.*\\\n)*.*)$", re.MULTILINE)
 _SPAN = re.compile(rf"`({_OWN}[^`]*)`")
 
@@ -77,6 +77,6 @@ def mentioned(page: str) -> list[str]:
     """Commands in indented blocks, tables and sentences: patterns more often than commands."""
     whole = _FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
     indented = [re.sub(r"\\\n\s*", "", text) for text in _INDENTED.findall(whole)]
-    spans = [span for span in _SPAN.findall(_INDENTED.sub("", whole)) if "\n" not in span]
-    return [re.split(r"  #|  +", text)[0] if text in indented else text
-            for text in (*indented, *spans)]  # fmt: skip
+    # behind two spaces stands what a command does, unless it is an option
+    typed = [re.split(r"\s{2,}(?!--)", text)[0] for text in indented]
+    return [*typed, *_SPAN.findall(_INDENTED.sub("", whole))]

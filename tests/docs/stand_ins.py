@@ -31,8 +31,8 @@ ONLY_PARSED = {
     r"\. \.venv/bin/activate": "there is no environment in the test's folder",
     r"(python -m )?pip install ": "installs packages",
     r"safe-train fetch ": "needs the network",
-    r"safe-probe .*--signal vision": "measured by tests/safe_probe/test_vision.py",
-    r"torchrun |accelerate launch |srun ": "needs several processes or GPUs",
+    r"(\w+=\S+ )*(torchrun|accelerate launch|srun) ": "needs several processes or GPUs",
+    r"safe-train .*--slurm ": "hands the training to a cluster",
 }
 """Commands that are parsed and not run, and why."""
 

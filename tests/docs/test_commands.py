@@ -31,6 +31,7 @@ MAIN: dict[str, Callable[[list[str]], int]] = {
 PARSER: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "safe-train": lambda: train_cli._parser()[0], "safe-probe": probe_cli.parser,
 }  # fmt: skip
+_MODULES = {"safe.cli": "safe-train", "safe_probe.cli": "safe-probe"}
 
 
 def parse(words: list[str]) -> None:
@@ -55,9 +56,11 @@ def why_only_parsed(text: str) -> str | None:
 def check_words(text: str) -> None:
     """What can be known of a command that is not run."""
     words = shlex.split(text)
-    ours = [at for at, word in enumerate(words) if word in PARSER]
+    names = [_MODULES.get(word, Path(word.rstrip(")")).name) for word in words]
+    ours = [at for at, name in enumerate(names) if name in PARSER]
     if ours:
-        parse(words[ours[0] :])
+        at = ours[0]
+        parse([names[at], *words[at + 1 :]])
     elif words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(words[1:]) <= set(targets), f"no target {words[1:]} in the Makefile"
@@ -65,6 +68,8 @@ def check_words(text: str) -> None:
         extras = re.findall(r"\[(\w+)\]", text)
         project = (ROOT / "pyproject.toml").read_text()
         assert all(re.search(rf"^{extra} = \[", project, re.MULTILINE) for extra in extras), text
+    else:
+        assert words[0] == ".", f"nothing here can tell whether this is right: {text}"
 
 
 class Reader:
@@ -192,13 +197,40 @@ def test_another_test_runs_this_page(page: str) -> None:
 def test_what_a_page_mentions_can_be_typed(page: str) -> None:
     """Commands in tables and sentences, with words in capitals for what the reader has."""
     for text in mentioned(page):
-        words = shlex.split(text.replace("...", ""))
+        text = text.replace("...", "")
+        words = shlex.split(text)
         if words[1] == "COMMAND":
             continue
         only_named = all(re.fullmatch(r"[a-z0-9-]+", word) for word in words)
-        parse([*words, "--help"] if only_named else words)
+        check_words(f"{text} --help" if only_named and words[0] != "make" else text)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_finding_that_a_page_names_exists(page: str) -> None:
     assert codes((ROOT / page).read_text(encoding="utf-8")) <= set(CATALOGUE) | {"SP000"}
+
+
+@pytest.mark.parametrize("text", [
+    "safe-train phase1 --epochz 3", "safe-probe chek runs/latest", "make demos",
+    "pip install 'safe-probe[dcos]'", "torchrun --nproc_per_node 2 -m safe.cli phase9",
+])  # fmt: skip
+def test_a_typo_is_noticed(text: str) -> None:
+    with pytest.raises(AssertionError):
+        check_words(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("safe-train data check nowhere", ""),
+        ("safe-probe list --thresholdz", ""),
+        ("frobnicate runs", ""),
+        ("bash scripts/phase1_training.sh --epochz 3", ""),
+        ("safe-probe explain SP104", "SP105 warning"),
+    ],
+)
+def test_a_command_that_does_something_else_is_noticed(
+    text: str, said: str, someone: Reader
+) -> None:
+    with pytest.raises(AssertionError):
+        someone.type(Command("page.md", 1, text, 0, said))
