@@ -125,7 +125,7 @@ def test_same_names_are_told_apart_and_foreign_ones_are_text(make_whole_run: Any
     a, b = make_whole_run("x/run"), make_whole_run("[red]y\x1b/run")
     comparison = compare(a, b)
     assert [side.name for side in comparison.sides] == ["x/run", "[red]y\x1b/run"]
-    assert "[red]y /run" in shown(comparison)
+    assert r"[red]y\x1b/run" in shown(comparison)
 
 
 def test_json_has_no_nan(make_whole_run: Any, run_rows: Any) -> None:

@@ -20,7 +20,7 @@ def test_kill_9_of_the_trainer(
     assert found["rows"] > 6
     assert found["differ"] == 0
     assert 0.8 * 6 * size <= found["kills"] <= 6 * size  # some were done before they were killed
-    assert 0 < found["halfway"] <= size
+    assert found["halfway"] == size
 
 
 def test_random_generators_go_on_where_they_were(trial: Any, tmp_path: Path) -> None:

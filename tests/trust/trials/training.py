@@ -43,9 +43,9 @@ def kill(folder: str, config: dict[str, Any], runs: int, seed: int = 0) -> dict[
         path, save_seconds = root / f"cut-{number}", 0.0 if number % 2 == 0 else 600.0
         moments = [epoch * rows // epochs + choose.randrange(rows // epochs)
                    for epoch in range(epochs) for _ in range(KILLS_PER_EPOCH)]  # fmt: skip
-        for row in (*moments[:-1], None, moments[-1]):
-            if row is None:  # after the first micro-batch of a step
-                pid = _train(path, settings, save_seconds, die_at_batch=2)
+        for row in (None, *moments):
+            if row is None:  # after the first micro-batch of the second step
+                pid = _train(path, settings, save_seconds, die_at_batch=4)
                 _, status = os.waitpid(pid, 0)
                 figures["halfway"] += os.WIFSIGNALED(status)
             else:
