@@ -61,8 +61,11 @@ def _rows(run: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-def _train(path: Path, config: RunConfig, save_seconds: float) -> int:
+def _train(
+    path: Path, config: RunConfig, save_seconds: float, *, goes_on: bool | None = None
+) -> int:
     """Start the run at ``path``, or go on with it, in a fork; the fork's number."""
+    goes_on = path.exists() if goes_on is None else goes_on
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -72,7 +75,7 @@ def _train(path: Path, config: RunConfig, save_seconds: float) -> int:
                 console=Console(file=io.StringIO()), output=path.parent, name=path.name,
                 device="cpu",
             )  # fmt: skip
-            if path.exists():
+            if goes_on:
                 runs.resume(path, how)
             else:
                 runs.start(config, dotted_fields(), how)
