@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from probes.batch import Batch
-from probes.errors import ProbeError
+from probes.errors import PathError, ProbeError
 from probes.infer import infer
 from probes.loss import LossFn, OwnLoss
+from probes.names import split_module
 from probes.record import Rows
 from probes.resolved_path import ResolvedPath
 from probes.session import Mode, Session
@@ -47,6 +48,7 @@ class Context:
         optimizer: Optimizer | None = None,
         step: int = 0,
         start: Mapping[str, Tensor] | None = None,
+        in_step: bool = False,
     ) -> "Context":
         """Make a context.
 
@@ -59,11 +61,19 @@ class Context:
             optimizer: of the training run.
             step: optimizer steps done.
             start: parameter values at the start of training, by name.
+            in_step: every process measures the same at the same time, as a model needs whose
+                frozen layers FSDP2 splits; alone, one would wait for the others for ever.
 
         Raises:
-            PathError: the path does not fit the model or cannot be inferred.
+            PathError: the path does not fit the model or cannot be inferred, or the model's
+                parameters are split over processes.
             ProbeError: a batch is not one.
         """
+        if not in_step and (split := split_module(model)) is not None:
+            raise PathError(
+                f"{split} is a FSDPModule: its parameters are split over processes; diagnose in "
+                "every process with in_step=True, or probe before sharding"
+            )
         if path is None:
             path = infer(model, signal)
         elif not isinstance(path, SignalPath):

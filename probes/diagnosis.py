@@ -19,6 +19,7 @@ from probes.findings.judge import Verdict, judge
 from probes.findings.settings import Settings
 from probes.findings.view import as_html, render
 from probes.loss import LossFn
+from probes.names import split_again
 from probes.optimizers import scale_of
 from probes.record import Record, RecordLog, Rows
 from probes.signal_path import SignalPath
@@ -108,6 +109,7 @@ def diagnose(
     silence: Tensor | None = None,
     clip_norm: float | None = None,
     loss_scale: float | None = None,
+    in_step: bool = False,
     settings: Settings | None = None,
     further: Iterable[Record] = (),
     progress: Callable[[str], None] | None = None,
@@ -128,6 +130,8 @@ def diagnose(
         clip_norm: what the training clips gradients to.
         loss_scale: of a GradScaler, for float16; None takes that of an optimizer that knows its
             scaler (accelerate), or 1.
+        in_step: every process calls this with the same batches at the same time, as a model needs
+            whose frozen layers FSDP2 splits; each gets the same numbers.
         settings: which findings to report and from which limits on; the defaults when None.
         further: records from elsewhere (scores, claims) to judge together with the measured ones.
         progress: called with the name of each probe before it runs.
@@ -148,7 +152,7 @@ def diagnose(
     chosen = {name: partial(get_probe(name), **options.get(name, {})) for name in names}
     context = Context.of(
         model, batches, path, signal=signal, loss_fn=loss_fn, optimizer=optimizer, step=step,
-        start=start,
+        start=start, in_step=in_step,
     )  # fmt: skip
     reasons: dict[str, str] = {}
     log = RecordLog(_measure(context, chosen, reasons, progress or (lambda _: None)))
@@ -199,6 +203,7 @@ def _measure(
     failed: list[str] = []
     for name, measure in probes.items():
         progress(name)
+        split_again(context.path.model)
         try:
             yield from measure(context)
         except SafeError as error:

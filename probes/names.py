@@ -8,6 +8,7 @@ the bare and the wrapped model.
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ _WRAPPERS = {
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
 _UNSUPPORTED = {
     "FullyShardedDataParallel": "its parameters are split over processes; probe before sharding",
-    "FSDPModule": "its parameters are split over processes; probe before sharding",
+    "FSDPModule": "its trainable parameters are split over processes; probe before sharding",
     "ScriptModule": "hooks do not fire inside TorchScript; probe the original module",
 }
 
@@ -129,8 +130,26 @@ def _wrapper_key(module: nn.Module) -> str | None:
 def _refuse(module: nn.Module, name: str) -> None:
     for kind in type(module).__mro__:
         reason = _UNSUPPORTED.get(kind.__name__)
-        if reason:
+        frozen = not any(p.requires_grad for p in module.parameters())
+        if reason and not (kind.__name__ == "FSDPModule" and frozen):
             raise PathError(f"{name or 'the model'} is a {kind.__name__}: {reason}")
+
+
+def split_module(model: nn.Module) -> str | None:
+    """The name of a part whose parameters FSDP2 splits over processes; None when there is none."""
+    return next((name or "the model" for name, _ in _split_modules(model)), None)
+
+
+def split_again(model: nn.Module) -> None:
+    """Let every part that FSDP2 has put together go, so that its parameters are those that last."""
+    for _, module in _split_modules(model):
+        module.reshard()
+
+
+def _split_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, module in model.named_modules():
+        if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+            yield name, module
 
 
 def _join(name: str, key: str) -> str:

@@ -7,6 +7,7 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -73,8 +74,10 @@ def fingerprint(tensor: Tensor) -> int:
     """A sum over the bits; a tensor that changed has another one but for a rare coincidence.
 
     Allocates nothing of the size of a contiguous tensor, so billions of frozen weights can be
-    compared before and after.
+    compared before and after. Of a tensor that is split over processes, the part that is here.
     """
+    if isinstance(tensor, DTensor):
+        tensor = tensor.to_local()
     flat = tensor.detach().contiguous().reshape(-1)
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)

@@ -6,7 +6,9 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 import argparse
 import json
 import os
+import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +43,10 @@ _EPILOG = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 fine, 1 blocked, 2 wrong input, 3 interrupted)."""
+    """Run one command; returns the exit code (0 fine, 1 blocked, 2 wrong input, 3 interrupted).
+
+    A process that another one of the run has left alone ends with 4 (`safe.training.heartbeat`).
+    """
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         join_step()
@@ -49,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words and not words[0].startswith("-") and words[0] not in commands:
             raise ConfigError(unknown("config", words[0], commands))
         arguments = parser.parse_args(words)
+        arguments.words = words
         code: int = arguments.run(arguments)
         return code
     except SafeError as error:
@@ -66,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    if arguments.slurm is not None:
+        return _submit(arguments)
     from safe.console import make_console
     from safe.training.launch import Launch
     from safe.training.run import resume, start
@@ -88,14 +96,30 @@ def _train(arguments: argparse.Namespace) -> int:
     return _finish(lambda: start(config, explicit, launch, watchers), launch)
 
 
+def _submit(arguments: argparse.Namespace) -> int:
+    """Queue the same command as a job; what can be found out before is found out now."""
+    from safe.slurm_launcher import submit, without_slurm
+    from safe.training.run_directory import check_new_run
+
+    words = without_slurm(arguments.words)
+    if arguments.resume:
+        _refuse_changes(arguments)
+        run = arguments.resume.resolve()
+    else:
+        _config(arguments)
+        name = arguments.name or f"{arguments.command}-{time.strftime('%Y%m%d-%H%M%S')}"
+        check_new_run(arguments.output, name)
+        run = arguments.output / name
+        words += [] if arguments.name else ["--name", name]
+    print(submit(words, run, arguments.slurm))
+    print(f"follow it: safe-probe watch {shlex.quote(str(run))}")
+    return 0
+
+
 def _watchers(arguments: argparse.Namespace) -> "list[Callback]":
     """What watches the training, as the command line asks."""
     every = arguments.probe_every
-    if arguments.shard and every:
-        raise ConfigError(
-            "--probe-every needs the whole backbone in each process; leave out it or --shard"
-        )
-    if arguments.shard or every == 0:
+    if every == 0:
         return []
     from safe_probe.watch import ProbeWatch
 
@@ -327,6 +351,10 @@ def _train_parser(parser: argparse.ArgumentParser) -> None:
     add("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
     add("--config", type=Path, metavar="FILE", help="YAML file with values to override")
     add("--shard", action="store_true", help="split the frozen backbone over processes (FSDP)")
+    add(
+        "--slurm", metavar="KEY=VALUE,...",
+        help="queue it as a SLURM job: partition=gpu,time=24:00:00,nodes=1,gpus_per_node=4",
+    )  # fmt: skip
     add("--track", choices=("tensorboard", "wandb"), help="mirror the metrics there")
     add(
         "--probe-every", type=int, metavar="N",

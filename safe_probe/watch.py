@@ -17,6 +17,7 @@ from probes import all_probes, get_probe
 from probes.diagnosis import diagnose
 from probes.findings.catalogue import catalogue
 from probes.record import Record, RecordLog, append_records
+from safe import processes
 from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionDataset, epoch_windows
 from safe.training.callbacks import Callback, Step
@@ -38,6 +39,9 @@ class ProbeWatch(Callback):
     as in :func:`safe_probe.diagnose`, and the training goes on. A tracker (``--track``) gets every
     record as a scalar.
 
+    With several processes the first one measures; with a sharded backbone all of them do, in step,
+    and the first one writes.
+
     Args:
         every: optimizer steps between two measurements; None for one epoch.
         probes: names of the cheap probes.
@@ -49,6 +53,8 @@ class ProbeWatch(Callback):
         ConfigError: ``every`` is below 1.
         ProbeError: there is no such probe.
     """
+
+    runs_model = True
 
     def __init__(
         self,
@@ -67,6 +73,7 @@ class ProbeWatch(Callback):
         self.every, self.probes, self.ends = every, tuple(probes), tuple(ends)
         self.batches, self.batch_size = batches, batch_size
         self._file: Path | None = None
+        self._writes = True
         self._experiment: Experiment | None = None
         self._trained_on: list[Any] = []
         self._held_out: list[Any] = []
@@ -74,20 +81,17 @@ class ProbeWatch(Callback):
     @override
     def on_run_begin(self, folder: Path, experiment: Experiment) -> None:
         self._file, self._experiment = folder / FILE_NAME, experiment
+        self._writes = processes.rank() == 0
 
     @override
     def on_train_begin(self, trainer: StageA) -> None:
-        if trainer.in_step:
-            raise ConfigError(
-                "a sharded backbone cannot be probed while it trains, because the main process "
-                "would run forward passes alone; leave out --shard or --probe-every"
-            )
         assert self._file is not None and self._experiment is not None, "on_run_begin comes first"
         seed = trainer.config.seed
         self._trained_on = batches_of(trainer.dataset, seed, self.batches, self.batch_size)
         self._held_out = batches_of(self._experiment.held_out, seed, self.batches, self.batch_size)
         step = trainer.position.step
-        _cut_back(self._file, step if step else -1)
+        if self._writes:
+            _cut_back(self._file, step if step else -1)
         if step == 0:
             with _as_in_the_first_step(trainer.model):
                 self._measure(trainer, self.ends)
@@ -102,7 +106,8 @@ class ProbeWatch(Callback):
     @override
     def on_train_end(self, trainer: StageA) -> None:
         assert self._file is not None
-        _cut_back(self._file, trainer.position.step - 1)  # of a process that was stopped here
+        if self._writes:
+            _cut_back(self._file, trainer.position.step - 1)  # of a process that was stopped here
         with _at_peak_rate(trainer.optimizer):
             self._measure(trainer, self.ends)
 
@@ -113,6 +118,8 @@ class ProbeWatch(Callback):
             *self._records(trainer, trained, self._trained_on),
             *self._records(trainer, [n for n in probes if n in HELD_OUT], self._held_out),
         ]
+        if not self._writes:
+            return
         append_records(self._file, log)
         scalars = {tag(record): record.value for record in log}
         trainer.accelerator.log(scalars, step=trainer.position.step)  # nobody listens by default
@@ -133,6 +140,7 @@ class ProbeWatch(Callback):
                 start=_gates_at_start(trainer),
                 silence=torch.from_numpy(self._experiment.sounds.silence),
                 clip_norm=trainer.config.clip_norm,
+                in_step=trainer.in_step,
             )
         return diagnosis.log.records
 

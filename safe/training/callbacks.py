@@ -83,6 +83,9 @@ class Callback:
     They must leave model, optimizer and random state as found.
     """
 
+    runs_model = False
+    """Whether it runs the model: with a sharded backbone it is then called in every process."""
+
     def on_run_begin(self, folder: Path, experiment: "Experiment") -> None:
         """The run's folder is there and ours; once per process, before :meth:`on_train_begin`."""
 

@@ -16,6 +16,7 @@ from configs.follow_up import command_name
 from configs.overrides import dotted_fields
 from configs.schema import RunConfig
 from configs.yaml_text import dump_yaml
+from safe import processes
 from safe.console import progress
 from safe.data.splits import Split
 from safe.evaluation.evaluate import Evaluation, Evaluator, Progress
@@ -154,13 +155,17 @@ def _run(
     interrupt: Interrupt,
 ) -> Evaluation | None:
     display = TrainingDisplay(launch.console, experiment.config.optim.epochs)
-    callbacks: list[Callback] = [display, *watchers]
+    callbacks: list[Callback] = [c for c in watchers if c.runs_model and experiment.sharded]
+    folder = processes.gather(None if directory is None else directory.path)[0]
+    assert folder is not None
     with ExitStack() as stack:
         stack.callback(display.close)
         if directory is not None:
-            callbacks[:0] = [RunFiles(directory, accelerator, launch.track), Resources()]
-            for callback in callbacks:
-                callback.on_run_begin(directory.path, experiment)
+            files = RunFiles(directory, accelerator, launch.track)
+            callbacks = [files, Resources(), display, *watchers]
+        for callback in callbacks:
+            callback.on_run_begin(folder, experiment)
+        if directory is not None:
             problems = [p.to_dict() for p in experiment.sounds.problems]
             write_json(directory.path / "problems.json", problems)
         if launch.track:

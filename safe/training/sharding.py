@@ -37,5 +37,6 @@ def shard_backbone(model: SAFEModel, accelerator: Accelerator) -> int:
     whole = model.fusion.blocks()
     split = [layer for index, layer in model.layers.items() if index not in whole]
     for layer in split:
-        fully_shard(layer, mesh=mesh)
+        # each is a root of its own, and roots would otherwise stay whole after a forward pass
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     return len(split)

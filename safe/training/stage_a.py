@@ -54,7 +54,7 @@ class StageA:
         config: learning rates, batch, schedule.
         accelerator: device, precision and processes.
         retention: term that keeps the model from forgetting.
-        callbacks: watchers; called on the main process.
+        callbacks: watchers of this process.
 
     Raises:
         ModelError: the model's gate is shut, so there is nothing to learn from.
@@ -75,7 +75,7 @@ class StageA:
             )
         self.model, self.dataset, self.config = model, dataset, config
         self.accelerator, self.retention = accelerator, retention
-        self.callbacks = list(callbacks) if accelerator.is_main_process else []
+        self.callbacks = list(callbacks)
         self.position = Position()
         self.in_step = False
         """Whether every process must run the same number of forward passes (sharded backbone)."""

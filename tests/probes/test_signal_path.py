@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from probes.context import Context
 from probes.errors import PathError
 from probes.infer import infer
 from probes.resolved_path import ResolvedPath
@@ -144,6 +145,15 @@ def test_what_cannot_be_measured_says_so(toy_path: SignalPath, toy: Any) -> None
     toy.adapter.extra = FullyShardedDataParallel()
     with pytest.raises(PathError, match=r"adapter.extra is a FullyShardedDataParallel: its param"):
         toy_path.resolve(toy)
+    split = type("FSDPModule", (nn.Linear,), {})
+    toy.adapter.extra = split(2, 2)
+    with pytest.raises(PathError, match=r"its trainable parameters are split over processes"):
+        toy_path.resolve(toy)
+    toy.adapter.extra = split(2, 2).requires_grad_(False)
+    toy_path.resolve(toy)
+    with pytest.raises(PathError, match=r"adapter.extra is a FSDPModule: .* in_step=True"):
+        Context.of(toy, path=toy_path)
+    Context.of(toy, path=toy_path, in_step=True)
     with pytest.warns(FutureWarning, match="deprecated"):
         toy.adapter.extra = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))
     with pytest.raises(PathError, match="TorchScript"):

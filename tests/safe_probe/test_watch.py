@@ -171,11 +171,6 @@ def test_unknown_probe_is_refused_before_training() -> None:
         ProbeWatch(10, probes=["gate"])
 
 
-def test_sharded_backbone_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--probe-every", "5", "--shard"]) == 2
-    assert "--probe-every needs the whole backbone" in capsys.readouterr().err
-
-
 def test_command_line_writes_the_file(tiny_data: Path, tmp_path: Path) -> None:
     small = ["--set", "optim.max_steps=2", "--set", "evaluation.max_new_tokens=4"]
     data = ["--data", str(tiny_data), "--effective-batch", "8", "--device", "cpu"]

@@ -1,13 +1,14 @@
 """Two processes encode, train and score what one does, stop together when one is told to, resume.
 
-Run under torchrun as `test_distributed.py CONFIG_JSON OUTPUT whole|sharded` this file is one of
-the processes.
+Run by a launcher as `test_distributed.py CONFIG_JSON OUTPUT whole|sharded` this file is one of the
+processes.
 """
 
 import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,18 +21,66 @@ from safetensors.torch import load_file
 
 from configs.overrides import dotted_fields
 from configs.schema import RunConfig
+from probes.record import RecordLog
 from safe.data import cache
 from safe.data.encoding import encode_batch
+from safe.slurm import join_step
 from safe.training.checkpoint import step_name
 from safe.training.launch import Launch
 from safe.training.run import Interrupted, resume, start
 from safe.training.stage_a import StageA
+from safe_probe.watch import ProbeWatch
 
 LOSS_TOLERANCE = 1e-5
 """Relative; measured: 1.2e-7 (the sums of a step are taken in another order)."""
 ADAPTER_TOLERANCE = 1e-4
 """Relative L2 distance of a tensor after three steps; measured: 5e-6 (AdamW divides by small
 gradients, which magnifies the difference)."""
+
+
+PROBE_TOLERANCE = 1e-2
+"""Of a measured value, relative or of its unit; measured: 2.5e-3 for the slopes by finite
+differences, 9e-6 for all others. At step 0 they are equal to the bit."""
+
+
+def probe_watch(*, shard: bool) -> ProbeWatch:
+    """Probes on a little, after each step; all of them at both ends when every process measures."""
+    ends = None if shard else ("magnitude", "gates", "influence", "gradflow")
+    return ProbeWatch(1, ends=ends, batches=1, batch_size=4)
+
+
+def srun(command: list[str], environment: dict[str, str]) -> str:
+    """What two tasks print, which are told what srun tells them; both must end with 0."""
+    with socket.create_server(("localhost", 0)) as probe:
+        port = probe.getsockname()[1]
+    step = {
+        "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "4711",
+        "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    tasks = [_task(command, environment | step, rank) for rank in "01"]
+    text = "".join(task.communicate(timeout=550)[0] for task in tasks)
+    assert [task.returncode for task in tasks] == [0, 0], text
+    return text
+
+
+def _task(command: list[str], environment: dict[str, str], rank: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=environment | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+    )  # fmt: skip
+
+
+def accelerate(command: list[str], environment: dict[str, str]) -> str:
+    """What two processes of `accelerate launch` print, which hands them on to torchrun."""
+    launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu",
+                "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+                "--dynamo_backend", "no", "--main_process_port", "0", "--no_python"]  # fmt: skip
+    done = subprocess.run(
+        [*launcher, *command], env=environment, capture_output=True, text=True, timeout=550,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def worker(config: RunConfig, output: Path, *, shard: bool) -> None:
@@ -51,11 +100,11 @@ def worker(config: RunConfig, output: Path, *, shard: bool) -> None:
         encoded.append(len(waves)) or encode_batch(encoder, waves, dim)
     )
     with pytest.raises(Interrupted, match="saved at step 2 of 3"):
-        start(config, dotted_fields(), launch)
+        start(config, dotted_fields(), launch, [probe_watch(shard=shard)])
     assert sum(encoded) in (15, 16)  # this process's half of the clips
     StageA.take_step = take_step  # type: ignore[method-assign]
     launch = Launch(Console(file=io.StringIO()), output, device="cpu", shard=shard)
-    evaluation = resume(output / "two", launch)
+    evaluation = resume(output / "two", launch, [probe_watch(shard=shard)])
     assert (evaluation is not None) == (os.environ["RANK"] == "0")
 
 
@@ -78,21 +127,20 @@ def test_two_processes_train_what_one_does(
     )  # fmt: skip
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config.to_dict()))
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         __file__, str(file), str(tmp_path), backbone],
-        env={
+    launch_two = {"whole": srun, "sharded": accelerate}[backbone]
+    launch_two(
+        [sys.executable, __file__, str(file), str(tmp_path), backbone],
+        {
             **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
             "SAFE_PROBE_CACHE": str(tmp_path / "cache"),  # nothing is encoded yet
         },
-        capture_output=True, text=True, timeout=550, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
     (index,) = (tmp_path / "cache" / "embeddings").glob("*/index.jsonl")
     keys = [json.loads(line)["key"] for line in index.read_text().splitlines()]
     assert len(keys) == len(set(keys)) == 31  # a line per encoded clip: each once
     launch = Launch(Console(file=io.StringIO()), tmp_path, "one", device="cpu")
-    assert start(config, dotted_fields(), launch) is not None
+    watch = probe_watch(shard=backbone == "sharded")
+    assert start(config, dotted_fields(), launch, [watch]) is not None
     one, two = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")
@@ -113,6 +161,20 @@ def test_two_processes_train_what_one_does(
             gap = (theirs[key] - tensor).norm() / tensor.norm().clamp_min(1e-9)
             assert gap < ADAPTER_TOLERANCE, key
 
+    ours, theirs = (
+        {
+            (r.step, r.probe, r.component, r.layer, r.statistic): r.value
+            for r in RecordLog.read(tmp_path / run / "probes.jsonl")
+        }
+        for run in ("one", "two")
+    )
+    assert ours.keys() == theirs.keys() and {key[0] for key in ours} == {0, 1, 2, 3}
+    for key, value in ours.items():
+        if key[0] == 0:
+            assert theirs[key] == value, key
+        else:
+            assert theirs[key] == pytest.approx(value, PROBE_TOLERANCE, PROBE_TOLERANCE), key
+
 
 def test_processes_but_the_first_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     from safe.console import make_console
@@ -124,6 +186,7 @@ def test_processes_but_the_first_are_silent(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 if __name__ == "__main__":
+    join_step()
     worker(
         RunConfig.from_dict(json.loads(Path(sys.argv[1]).read_text())),
         Path(sys.argv[2]),

@@ -23,5 +23,22 @@ def test_kill_9_of_the_trainer(
     assert found["halfway"] == size
 
 
+@pytest.mark.slow
+@pytest.mark.sizes(2, 20)
+def test_a_process_of_two_is_lost(
+    size: int, trial: Any, figure: Any, tiny_run: Any, tmp_path: Path
+) -> None:
+    config, silent = tiny_run.config.to_dict(), 8.0 if size < 10 else 30.0
+    found = trial("processes:lose", folder=tmp_path, config=config, losses=size, silent=silent)
+    figure(
+        f"one process of two killed or stopped (silence of {silent:g} s): "
+        "{losses} times in runs of {rows} rows, the other one ended within {slowest} s, "
+        "{wrong_code} with another exit code than 4, {unnamed} without the lost one's name; "
+        "{differ} resumed runs ended with other bytes than the undisturbed one".format(**found)
+    )
+    assert found["rows"] > 6 and found["losses"] == size and found["slowest"] < 60
+    assert found["differ"] == found["unnamed"] == found["wrong_code"] == 0
+
+
 def test_random_generators_go_on_where_they_were(trial: Any, tmp_path: Path) -> None:
     assert trial("training:dropout", folder=tmp_path) == {"differ": 0}

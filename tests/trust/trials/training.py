@@ -77,9 +77,15 @@ def _rows(run: Path) -> int:
 
 
 def _train(
-    path: Path, config: RunConfig, save_seconds: float, die_at_batch: int | None = None
+    path: Path,
+    config: RunConfig,
+    save_seconds: float,
+    *,
+    die_at_batch: int | None = None,
+    goes_on: bool | None = None,
 ) -> int:
     """Start the run at ``path``, or go on with it, in a fork; the fork's number."""
+    goes_on = path.exists() if goes_on is None else goes_on
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -91,7 +97,7 @@ def _train(
                 console=Console(file=io.StringIO()), output=path.parent, name=path.name,
                 device="cpu",
             )  # fmt: skip
-            if path.exists():
+            if goes_on:
                 runs.resume(path, how)
             else:
                 runs.start(config, dotted_fields(), how)

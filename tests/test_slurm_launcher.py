@@ -1,0 +1,140 @@
+"""--slurm: what is written for sbatch, what is refused, and a real job on this machine."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.errors import ConfigError
+from safe import slurm_launcher
+from safe.cli import main
+from safe.slurm_launcher import Training, going_on, minutes, parsed, without_slurm
+
+SBATCH = '#!/bin/sh\ncp "$1" "$RECORD"\necho "Submitted batch job 4711"\n'
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that a sbatch that only keeps its script keeps it in; a scontrol that says so."""
+    (tmp_path / "bin").mkdir()
+    scontrol = f'#!/bin/sh\necho "$*" > {tmp_path / "requeued"}\n'
+    for name, text in (("sbatch", SBATCH), ("srun", "#!/bin/sh\n"), ("scontrol", scontrol)):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("RECORD", str(tmp_path / "batch.sh"))
+    return tmp_path / "batch.sh"
+
+
+def test_batch_script_of_two_nodes(
+    cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "partition=gpu,time=1-12:00:00,nodes=2,gpus_per_node=4,mem=200G,reservation=mine"
+    words = ["phase1", "--slurm", options, "--output", str(tmp_path / "runs"), "--name", "big"]
+    assert main(words) == 0
+    lines = cluster.read_text().splitlines()
+    for option in ("partition=gpu", "time=2160", "nodes=2", "gpus-per-node=4", "ntasks-per-node=4",
+                   "cpus-per-task=8", "mem=200G", "reservation=mine", "signal=USR2@300", "requeue",
+                   "open-mode=append", "job-name=big"):  # fmt: skip
+        assert f"#SBATCH --{option}" in lines, option
+    (command,) = [line for line in lines if line.startswith("srun ")]
+    folder = tmp_path / "runs" / "jobs" / "big"
+    assert sys.executable in command and command.endswith(f"submitit.core._submit {folder}")
+    text = capsys.readouterr().out
+    assert f"submitted job 4711 for {tmp_path / 'runs' / 'big'}" in text
+    assert f"safe-probe watch {tmp_path / 'runs' / 'big'}" in text
+    assert not (tmp_path / "runs" / "big").exists()  # the job makes it
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("partition", "'partition' is not key=value"), ("partiton=gpu", "did you mean 'partition'"),
+     ("nodes=two", "nodes must be a whole number"), ("nodes=0", "nodes must be a whole number"),
+     ("time=soon", "time=soon is no time limit"), ("mem=1G,mem=2G", "mem is given twice")],
+)  # fmt: skip
+def test_options_that_cannot_be_are_refused(options: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parsed(options)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("90:30", 91), ("24:00:00", 1440), ("1-12", 2160), ("1-12:30", 2190),
+     ("2-00:00:01", 2881)],
+)  # fmt: skip
+def test_time_limits_as_sbatch_reads_them(text: str, expected: int) -> None:
+    assert minutes(text) == expected
+
+
+def test_mistakes_are_found_before_anything_is_queued(
+    cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    slurm = ["--slurm", "partition=gpu", "--output", str(tmp_path)]
+    assert main(["phase1", *slurm, "--set", "optim.epoch=3"]) == 2
+    assert main(["phase1", *slurm, "--name", "no/name"]) == 2
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert main(["phase1", *slurm]) == 2
+    assert "pip install 'safe-probe[slurm]'" in capsys.readouterr().err
+    assert not cluster.exists()
+
+
+def test_without_slurm_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["phase1", "--slurm=partition=gpu", "--output", str(tmp_path)]) == 2
+    assert "there is no SLURM here" in capsys.readouterr().err
+
+
+def test_a_job_goes_on_with_its_run_and_is_queued_again(
+    cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr("safe.cli.main", lambda words: calls.append(words) or 3)
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    words = ["phase1", "--epochs", "3", "--name", "x", "--device", "cuda", "--shard"]
+    assert Training()(words, str(tmp_path / "x")) == 3
+    assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "config.json").write_text("{}")
+    (tmp_path / "requeued").unlink()
+    monkeypatch.setenv("SLURM_PROCID", "1")  # one task is enough to queue a job
+    assert Training()(words, str(tmp_path / "x")) == 3
+    assert not (tmp_path / "requeued").exists()
+    go_on = ["phase1", "--resume", str(tmp_path / "x"), "--device", "cuda", "--shard"]
+    assert calls == [words, go_on]
+    monkeypatch.setattr("safe.cli.main", lambda _: 4)
+    with pytest.raises(SystemExit, match="4"):
+        Training()(words, str(tmp_path / "x"))
+
+
+def test_what_is_kept_of_a_command() -> None:
+    assert without_slurm(["a", "--slurm", "x=1", "--b", "--slurm=y=2", "c"]) == ["a", "--b", "c"]
+    words = ["full", "--track=wandb", "--set", "a=b", "--probe-every", "5"]
+    assert going_on(words, "r") == ["full", "--resume", "r", "--track=wandb", "--probe-every", "5"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_small_world")
+def test_a_real_job_on_this_machine(
+    tiny_data: Path, tmp_path: Path, repo_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.setenv("PYTHONPATH", str(repo_root))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    jobs: list[Any] = []
+    queue = submitit.LocalExecutor.submit
+    monkeypatch.setattr(
+        submitit.LocalExecutor, "submit",
+        lambda *arguments: jobs.append(queue(*arguments)) or jobs[-1],
+    )  # fmt: skip
+    words = ["demo", "--data", str(tiny_data), "--device", "cpu", "--effective-batch", "8",
+             "--set", "optim.max_steps=1", "--set", "evaluation.max_new_tokens=4",
+             "--set", "evaluation.bootstrap=20", "--probe-every", "0", "--output",
+             str(tmp_path), "--name", "job"]  # fmt: skip
+    slurm_launcher.submit(words, tmp_path / "job", "partition=gpu", local=True)
+    assert jobs[0].result() in (0, 1), jobs[0].stderr()
+    assert (tmp_path / "job" / "evaluation.json").exists()
+    assert "everything is in" in jobs[0].stdout()
