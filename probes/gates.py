@@ -6,7 +6,7 @@ times the outer gate and its warm-up; ``slope``, d value / d raw (0: no gradient
 ``at_edge``, share of elements on or outside an end of the clamp; ``outside_clamp``; ``trainable``;
 with an optimizer ``in_optimizer``, ``lr``, ``weight_decay``; with labelled batches
 ``gradient_absent`` and, unless absent, ``gradient``; with start values ``moved``. Layer None has
-``outer_gate``.
+``outer_gate``, and in a training ``outer_gate_at_end``, what it will be at the last step.
 """
 
 import torch

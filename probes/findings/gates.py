@@ -36,14 +36,20 @@ def _outer_shut(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     "SP202", "The warm-up of the gate does not end", Link.GATE, Severity.ERROR, symptom=False,
     explains=("SP406", "SP407", "SP408", "SP701", "SP702"),
     what="The outer gate over the steps; fires when it is below 1 and has not changed over "
-    "{warm:g} steps, or is below {warmup_stuck:g} after {warmup_over:g} steps (a warning).",
+    "{warm:g} steps; or, as a warning, when it is below {warmup_stuck:g} after {warmup_over:g} "
+    "steps or will be at the last step of the training.",
     why="The signal stays at a fraction of its strength, and scores are those of that fraction.",
     expected="a factor that grows to 1",
     source="seed: 2,000 steps of warm-up",
     remedy="call set_gate_warmup(step, steps) after every optimizer step, also after a resume; or "
-    "--set model.fusion.gate_warmup_steps=0",
+    "--set model.fusion.gate_warmup_steps=0, or a few per cent of the training's steps",
 )  # fmt: skip
 def _warmup(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
+    last = facts.value(_G, "gate", "outer_gate_at_end")
+    if last is not None and last < limits.warmup_stuck:
+        reached = f"the outer gate will be {last:.2g} at the last step"
+        yield Hit("gate", None, reached, Severity.WARNING)
+        return
     seen = [(r.step, r.value) for r in facts.history if r.statistic == "outer_gate"]
     if not seen or not 0 < seen[-1][1] < 1:
         return

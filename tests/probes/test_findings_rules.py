@@ -77,6 +77,7 @@ CASES: dict[str, list[tuple[list[str], list[str]]]] = {
         (["step 100", "gates gate outer_gate 0.1", "step 900", "gates gate outer_gate 0.1"],
          ["step 100", "gates gate outer_gate 0.1", "step 900", "gates gate outer_gate 0.5"]),
         (["step 5000", "gates gate outer_gate 0.1"], ["step 50", "gates gate outer_gate 0.1"]),
+        (["gates gate outer_gate_at_end 0.11"], ["gates gate outer_gate_at_end 0.6"]),
     ],
     "SP203": [([PATH, "parameters gate total 1", "gates gate trainable@4 0",
                 "gates gate value@4 0"],

@@ -95,13 +95,16 @@ def test_a_gate_that_warms_up_is_first_measured_as_the_first_step_opens_it(
     tiny_run: Any, tmp_path: Path
 ) -> None:
     """Before any step the warm-up keeps it shut: nothing would be heard, and no gradient flow."""
-    values = {"model.fusion.gate_warmup_steps": 2, "optim.max_steps": 1}
+    values = {"model.fusion.gate_warmup_steps": 4, "optim.max_steps": 1}
     config = apply_values(tiny_run.config, values)
-    folder = train(config, tmp_path, [ProbeWatch(ends=("magnitude", "gradflow"))])
+    folder = train(config, tmp_path, [ProbeWatch(ends=("magnitude", "gates", "gradflow"))])
     before = [r for r in RecordLog.read(folder / "probes.jsonl") if r.step == 0]
     gates = {r.value for r in before if r.statistic == "contribution_median"}
     assert gates and min(gates) > 0
-    assert "SP301" not in {finding.code for finding in judge(before)}
+    found = {finding.code: finding.measured for finding in judge(before)}
+    assert "SP301" not in found and "SP201" not in found
+    # and that one step of four will not open it
+    assert found["SP202"] == "the outer gate will be 0.25 at the last step"
 
 
 def test_rows_of_the_chosen_steps_agree_with_the_metrics(watched: Path) -> None:
