@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from configs.errors import ConfigError, SafeError, unknown
 from configs.model_configs import CONFIGS
 from safe.data_commands import add_commands
+from safe.training.interrupt import EXIT_INTERRUPTED, Interrupted
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -57,9 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         print("interrupted; what was saved is not lost: the same command goes on", file=sys.stderr)
-        return 3
+        return EXIT_INTERRUPTED
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -104,14 +108,13 @@ def _finish(
 ) -> int:
     """Run to the end, print what came out, and return the exit code."""
     from safe.summary import print_evaluation
-    from safe.training.interrupt import Interrupted
     from safe.training.stage_a import TrainingDiverged
 
     try:
         evaluation = run()
     except Interrupted as stop:
         launch.console.print(str(stop), markup=False)
-        return 3
+        return EXIT_INTERRUPTED
     except TrainingDiverged as error:
         print(f"TrainingDiverged: {error}", file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ from safe.models.adapter_files import load_adapter
 from safe.training.checkpoint import latest_good
 from safe.training.checkpoint_manifest import verify
 from safe.training.experiment import prepare
+from safe.training.interrupt import Interrupt
 from safe.training.launch import Launch, engine
 from safe.training.run_directory import ADAPTER_NAME, read_config
 from safe.training.run_files import write_evaluation
@@ -45,6 +46,7 @@ def evaluate_saved(
 
     Raises:
         CheckpointError: nothing usable there.
+        Interrupted: a signal arrived.
     """
     run, adapter = find_adapter(checkpoint)
     config = RunConfig.from_dict(read_config(run))
@@ -52,17 +54,20 @@ def evaluate_saved(
     scored = config.data.test_split if split is None else split
     config = replace(config, data=replace(config.data, root=root, test_split=scored))
     config, accelerator = engine(config, Launch(console=console, device=device))
-    experiment = prepare(config, accelerator, console, dotted_fields())
-    load_adapter(experiment.model, adapter)
-    console.print(f"evaluating {adapter}", markup=False)
-    evaluator = Evaluator(experiment.tokens, experiment.test, config.evaluation, config.optim.seed)
-    with progress(console, f"captioning {scored} with") as show:
-        evaluation = evaluator.full(
-            experiment.model,
-            experiment.train,
-            experiment.sounds.silence,
-            lambda what, done, total: show(done, total, what),
-        )
+    with Interrupt() as interrupt:
+        experiment = prepare(config, accelerator, console, dotted_fields(), interrupt=interrupt)
+        load_adapter(experiment.model, adapter)
+        console.print(f"evaluating {adapter}", markup=False)
+        tokens, seed = experiment.tokens, config.optim.seed
+        evaluator = Evaluator(tokens, experiment.test, config.evaluation, seed)
+        with progress(console, f"captioning {scored} with") as show:
+            heed = interrupt.heed(show, "nothing was written")
+            evaluation = evaluator.full(
+                experiment.model,
+                experiment.train,
+                experiment.sounds.silence,
+                lambda what, done, total: heed(done, total, what),
+            )
     name = adapter.name if adapter.name == ADAPTER_NAME else adapter.parent.name
     heard = scored if data is None else f"{Path(data).resolve().name}-{scored}"
     folder = output or run / "evaluations" / f"{name}-{heard}"

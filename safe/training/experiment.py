@@ -18,6 +18,7 @@ from configs.adapt import adapt_to_backbone, adapt_to_encoder
 from configs.errors import DataError
 from configs.schema import SYNTHETIC, DataConfig, RunConfig
 from safe.console import progress
+from safe.data import decoding
 from safe.data.cache import EmbeddingCache
 from safe.data.manifests import Clip, load_split
 from safe.data.overlap import assert_no_overlap
@@ -213,6 +214,7 @@ def listen(
             show(done, total)
 
         problems = cache.fill(every, encoder, min_seconds=data.min_seconds, progress=heard)
+    decoding.close()
     bad = {(p.split, p.clip) for p in problems if p.unusable}
     _report_problems(problems, len(every), console)
     good = {n: [c for c in split if (c.split, c.id) not in bad] for n, split in clips.items()}
