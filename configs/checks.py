@@ -74,3 +74,13 @@ def not_empty(key: str, value: str) -> None:
     """Raise ConfigError when the text `value` is empty or only blanks."""
     if not value.strip():
         raise ConfigError(f"{key} = {value!r}: must not be empty")
+
+
+MAX_UNUSABLE = 0.5
+"""Share of a split's clips that may be unusable before the exit code of a check says so."""
+
+
+def share(key: str, value: float) -> None:
+    """Raise ConfigError when ``value`` is not between 0 and 1."""
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{key} = {value}: must be between 0 and 1")

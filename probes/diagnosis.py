@@ -85,7 +85,7 @@ class Diagnosis:
         text = json.dumps(self.to_json(**about), indent=2, ensure_ascii=False, allow_nan=False)
         (folder / "diagnosis.json").write_text(text + "\n", encoding="utf-8")
         self.log.write(folder / "records.jsonl")
-        self.records.to_csv(folder / "records.csv", index=False)
+        self.log.to_csv(folder / "records.csv")
         return folder
 
     def __rich__(self) -> RenderableType:

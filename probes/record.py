@@ -10,8 +10,9 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat, TextIO
 
+from configs.csv_cells import plain_cell
 from probes.errors import RecordError
 
 if TYPE_CHECKING:
@@ -138,6 +139,16 @@ class RecordLog:
         rows = [[getattr(r, name) for name in columns] for r in self.records]
         types = {"step": "int64", "layer": "Int64", "value": "float64"}
         return pd.DataFrame(rows, columns=columns).astype(types)
+
+    def to_csv(self, target: "Path | TextIO") -> None:
+        """Write the table as CSV, with an apostrophe in front of names that look like formulas."""
+        from pandas.api.types import is_numeric_dtype
+
+        frame = self.frame()
+        for name in frame.columns:
+            if not is_numeric_dtype(frame[name]):
+                frame[name] = frame[name].map(plain_cell)
+        frame.to_csv(target, index=False)
 
     def write(self, path: Path) -> None:
         """Write all records to ``path``, replacing it."""

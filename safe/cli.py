@@ -18,6 +18,7 @@ from configs.model_configs import CONFIGS
 from configs.plain_text import plain, plain_lines
 from safe.data_commands import add_commands
 from safe.slurm import join_step
+from safe.training.interrupt import EXIT_INTERRUPTED, Interrupted
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -66,9 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(plain(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(plain(str(stop)), file=sys.stderr)
+        return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         print("interrupted; what was saved is not lost: the same command goes on", file=sys.stderr)
-        return 3
+        return EXIT_INTERRUPTED
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -131,14 +135,13 @@ def _finish(
 ) -> int:
     """Run to the end, print what came out, and return the exit code."""
     from safe.summary import print_evaluation
-    from safe.training.interrupt import Interrupted
     from safe.training.stage_a import TrainingDiverged
 
     try:
         evaluation = run()
     except Interrupted as stop:
         launch.console.print(str(stop), markup=False)
-        return 3
+        return EXIT_INTERRUPTED
     except TrainingDiverged as error:
         print(plain(f"TrainingDiverged: {error}"), file=sys.stderr)
         return 1

@@ -8,6 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from configs.checks import MAX_UNUSABLE
+from safe.training.interrupt import Interrupt
+
 
 def add_commands(data: argparse.ArgumentParser) -> None:
     """Add the parsers of what can be done with data."""
@@ -31,6 +34,10 @@ def add_commands(data: argparse.ArgumentParser) -> None:
     prepare.set_defaults(run=_prepare)
     for parser in (check, prepare):
         parser.add_argument(
+            "--max-unusable", type=float, default=MAX_UNUSABLE, metavar="SHARE",
+            help=f"exit code 1 when more of a split cannot be used (default: {MAX_UNUSABLE})",
+        )  # fmt: skip
+        parser.add_argument(
             "--json", metavar="FILE", help="write the whole report ('-': to the screen)"
         )
 
@@ -42,8 +49,13 @@ def _check(arguments: argparse.Namespace) -> int:
 
     console = make_console(quiet=arguments.json == "-")
     _touch(arguments.json)
-    with progress(console, "reading clips") as show:
-        report = check_root(arguments.root, sample_rate=arguments.sample_rate, progress=show)
+    with Interrupt() as interrupt, progress(console, "reading clips") as show:
+        report = check_root(
+            arguments.root,
+            sample_rate=arguments.sample_rate,
+            max_unusable=arguments.max_unusable,
+            progress=interrupt.heed(show, "nothing was written"),
+        )
     console.print(render(report))
     _write(report.to_dict(), arguments.json)
     return report.exit_code
@@ -56,9 +68,13 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
     console = make_console(quiet=arguments.json == "-")
     _touch(arguments.json)
-    with progress(console, "preparing clips") as show:
+    with Interrupt() as interrupt, progress(console, "preparing clips") as show:
         result = prepare(
-            arguments.source, arguments.output, against=arguments.against, progress=show
+            arguments.source,
+            arguments.output,
+            against=arguments.against,
+            max_unusable=arguments.max_unusable,
+            progress=interrupt.heed(show, "what was placed is kept"),
         )
     console.print(render(result))
     _write(result.to_dict(), arguments.json)

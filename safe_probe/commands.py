@@ -213,7 +213,7 @@ def _finish(
         text = json.dumps(diagnosis.to_json(**about), indent=2, allow_nan=False)
         print(text)
     elif arguments.csv:
-        diagnosis.records.to_csv(sys.stdout, index=False)
+        diagnosis.log.to_csv(sys.stdout)
     else:
         for view in shown:
             console.print(view)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from configs.csv_cells import plain_cell
 from safe.data.audio import decode
 from safe.data.manifests import HEADER, Clip, load_split
 from safe.training.durable import write_atomically
@@ -140,4 +141,5 @@ def _write_manifest(file: Path, clips: Sequence[Clip]) -> None:
         writer.writerow(HEADER)
         for clip in clips:
             for number, text in enumerate(clip.captions):
-                writer.writerow([f"{clip.id}-{number}", clip.youtube_id, clip.start_time, text])
+                row = f"{clip.id}-{number}", clip.youtube_id, clip.start_time, text
+                writer.writerow([plain_cell(cell) for cell in row])

@@ -25,6 +25,7 @@ SILENCE = 1e-4
 FULL_SCALE = 1 - 2.0**-15
 """The largest positive 16-bit sample; an absolute value at or above it counts as clipped."""
 _BLOCK = 1 << 18  # frames per read when a whole file is inspected
+_OGG_PAGE = 65_307  # bytes of the largest page
 _STREAMED = 0x7FFF0000  # a WAV written to a pipe declares this many bytes or more: unknown length
 
 
@@ -163,6 +164,8 @@ def _open(path: Path | str) -> Iterator[soundfile.SoundFile]:
             detail = f"declares {file.channels} channels at {file.samplerate} Hz"
             raise AudioProblem(path, "unreadable", detail)
         _check_wav_size(path, file)
+        if file.format == "OGG":
+            _check_ogg_end(path)
         try:
             yield file
         except soundfile.SoundFileError as error:
@@ -176,6 +179,18 @@ def _check_wav_size(path: Path | str, file: soundfile.SoundFile) -> None:
     if match and int(match[2]) < int(match[1]) < _STREAMED:
         detail = f"the header declares {match[1]} bytes of samples, the file holds {match[2]}"
         raise AudioProblem(path, "truncated", detail)
+
+
+def _check_ogg_end(path: Path | str) -> None:
+    # libsndfile takes the last whole page for the end; a whole file says that it is (RFC 3533).
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 2 * _OGG_PAGE))
+        tail = file.read()
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    segments = page[26] if len(page) > 26 else 0
+    size = 27 + segments + sum(page[27 : 27 + segments])
+    if len(page) < max(28, size) or not page[5] & 4:
+        raise AudioProblem(path, "truncated", "the last page is not marked as the end, or cut")
 
 
 def _check_complete(path: Path | str, found: int, declared: int) -> None:

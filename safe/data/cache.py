@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from configs.errors import DataError
 from safe.data.append_log import file_lock
-from safe.data.audio import MIN_SECONDS, Waveform, decode
+from safe.data.audio import MIN_SECONDS, Waveform
 from safe.data.claims import Claims
+from safe.data.decoding import decode
 from safe.data.encoding import Encoder, encode_batch
 from safe.data.file_hashes import FileHashes
 from safe.data.manifests import Clip

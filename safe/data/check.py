@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 
-from safe.data.audio import MIN_SECONDS, AudioFacts, inspect
+from configs.checks import MAX_UNUSABLE, share
+from safe.data.audio import MIN_SECONDS, AudioFacts
+from safe.data.decoding import inspect
 from safe.data.manifests import Clip, Manifest, read_manifest
 from safe.data.overlap import Known, shared_sounds
 from safe.data.prepared_hashes import prepared_sounds
@@ -30,6 +32,7 @@ def check_root(
     splits: Sequence[str] | None = None,
     sample_rate: int | None = None,
     min_seconds: float = MIN_SECONDS,
+    max_unusable: float = MAX_UNUSABLE,
     progress: Progress | None = None,
 ) -> DataReport:
     """Read every manifest and every audio file of a data folder, in any known format.
@@ -37,9 +40,11 @@ def check_root(
     `splits`: which to read, of a folder in AudioCaps layout; default all.
     `sample_rate`: rate in Hz that files should have; default no expectation.
     `min_seconds`: clips shorter than this are unusable.
+    `max_unusable`: share of a split's clips that may be unusable, for the exit code.
 
     Raises DataError when a manifest is missing or has a bad row.
     """
+    share("max_unusable", max_unusable)
     form, notes = AUDIOCAPS_LAYOUT, tuple[str, ...]()
     if splits:
         manifests = {name: read_manifest(root, name) for name in dict.fromkeys(splits)}
@@ -56,7 +61,7 @@ def check_root(
         reports[name] = _split_report(manifest, findings, found)
         problems += found
     problems += [*_shared(manifests, findings), *_changed(Path(root), manifests, findings)]
-    return DataReport(str(root), reports, tuple(problems), form, notes)
+    return DataReport(str(root), reports, tuple(problems), form, notes, max_unusable)
 
 
 def usable(
@@ -69,9 +74,10 @@ def usable(
 
 
 def inspect_all(clips: Sequence[Clip], progress: Progress | None = None) -> Findings:
-    """Inspect every file; decoding and hashing leave the interpreter lock, so threads help."""
+    """Inspect every file, each thread with a decoding process of its own."""
     findings: Findings = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
         results = pool.map(inspect_clip, [clip for clip in clips if clip.path is not None])
         for done, clip in enumerate(clips, 1):
             findings[clip.split, clip.id] = (
@@ -79,6 +85,8 @@ def inspect_all(clips: Sequence[Clip], progress: Progress | None = None) -> Find
             )
             if progress:
                 progress(done, len(clips))
+    finally:
+        pool.shutdown(cancel_futures=True)  # whoever stops us does not wait for the others
     return findings
 
 

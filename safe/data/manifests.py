@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from configs.csv_cells import plain_cell
 from configs.errors import DataError
 from safe.data.audio_files import AudioFiles
 from safe.data.rows import Row, read_rows
@@ -125,8 +126,9 @@ def read_manifest(root: Path | str, split: str) -> Manifest:
 def write_manifest(path: Path | str, clips: Iterable[Clip]) -> None:
     """Write clips as an AudioCaps CSV, one row per caption, numbered from 1.
 
-    Reading the file gives the same ids, start times and captions again; audio files are found by
-    their names, so `Clip.path` is not written. The file appears complete or not at all.
+    Reading the file gives the same ids, start times and captions again; formulas have an apostrophe
+    in front in the file (see `plain_cell`). Audio files are found by their names, so `Clip.path` is
+    not written. The file appears complete or not at all.
     """
     path = Path(path)
     if path.suffix != ".csv":
@@ -137,7 +139,7 @@ def write_manifest(path: Path | str, clips: Iterable[Clip]) -> None:
             writer = csv.writer(file)
             writer.writerow(HEADER)
             rows = ((c.youtube_id, c.start_time, text) for c in clips for text in c.captions)
-            writer.writerows((number, *row) for number, row in enumerate(rows, 1))
+            writer.writerows((number, *map(plain_cell, row)) for number, row in enumerate(rows, 1))
         os.chmod(temporary, 0o644)  # mkstemp makes it private; a manifest is for everyone
         os.replace(temporary, path)
     except BaseException:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
+from configs.checks import MAX_UNUSABLE, share
 from configs.errors import DataError
 from safe.data.append_log import file_lock
 from safe.data.audiocaps_test import in_audiocaps_test
@@ -32,6 +33,7 @@ def prepare(
     output: Path | str,
     *,
     against: Sequence[Path | str] = (),
+    max_unusable: float = MAX_UNUSABLE,
     progress: Progress | None = None,
 ) -> Prepared:
     """Bring a data set into the layout that training reads.
@@ -45,11 +47,13 @@ def prepare(
         source: folder in one of the formats of `safe.data.sources`.
         output: a new or empty folder, or one made by an earlier call from the same source.
         against: other data sets, to find clips in common with.
+        max_unusable: share of a split's clips that may be unusable, for the exit code.
         progress: called with (clips done, clips in all).
 
     Raises:
         DataError: the source cannot be read, or the output is something else.
     """
+    share("max_unusable", max_unusable)
     source, output = Path(source), Path(output)
     others = {str(folder): Path(folder) for folder in against}
     for folder in others.values():
@@ -59,11 +63,15 @@ def prepare(
     there = {name: known_clips(folder, progress) for name, folder in others.items()}
     _claim(output, found)
     with file_lock(output / STATE / "running"):  # two calls at once: one after the other
-        return _prepare(found, output, there, progress)
+        return _prepare(found, output, there, max_unusable, progress)
 
 
 def _prepare(
-    source: Source, output: Path, others: dict[str, list[Known]], progress: Progress | None
+    source: Source,
+    output: Path,
+    others: dict[str, list[Known]],
+    max_unusable: float,
+    progress: Progress | None,
 ) -> Prepared:
     for partial in output.glob(f"audio/*/{PARTIAL}*"):  # left by a call that was killed
         partial.unlink(missing_ok=True)
@@ -102,6 +110,7 @@ def _prepare(
         files=files,
         notes=notes,
         reused=placer.reused,
+        max_unusable=max_unusable,
     )
     text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False)
     _write_text(output / REPORT, text + "\n")

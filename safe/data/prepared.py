@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from configs.checks import MAX_UNUSABLE
 from safe.data.overlap import Shared
-from safe.data.problems import Problem
+from safe.data.problems import Problem, too_many_unusable
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class Prepared:
     """What a person should know about how it was read."""
     reused: int = 0
     """Clips that an earlier call had placed; not part of the JSON, which says what there is."""
+    max_unusable: float = MAX_UNUSABLE
+    """Share of a split's clips that may be unusable."""
 
     @property
     def leakage(self) -> list[Twin]:
@@ -92,11 +95,11 @@ class Prepared:
     @property
     def obstacles(self) -> tuple[str, ...]:
         """What keeps the folder from being used for a training run with an honest score."""
-        lines = [
-            f"{name}: none of its {count.clips:,} clips can be used"
+        found = (
+            too_many_unusable(name, count.clips, count.usable, self.max_unusable)
             for name, count in self.splits.items()
-            if not count.usable
-        ]
+        )
+        lines = [line for line in found if line]
         pairs: dict[str, Counter[str]] = {}
         for twin in self.leakage:
             where = f"{twin.other_split} of {twin.folder}" if twin.folder else twin.other_split
@@ -118,6 +121,7 @@ class Prepared:
             "output": self.output,
             "format": self.format,
             "notes": list(self.notes),
+            "max_unusable": self.max_unusable,
             "exit_code": self.exit_code,
             "obstacles": list(self.obstacles),
             "splits": {name: asdict(count) for name, count in self.splits.items()},

@@ -12,6 +12,8 @@ UNUSABLE = {
     "missing": "no audio file was found for the clip",
     "outside": "the audio file is a link that leads out of the data folder",
     "unreadable": "the file cannot be opened or is not audio",
+    "crashed": "the decoder crashed on the file",
+    "over_limits": "decoding the file takes more time or memory than is allowed",
     "truncated": "the file is cut short or damaged: fewer samples decode than it declares",
     "empty": "the file holds no samples",
     "too_short": "the clip is shorter than the least length that is allowed",
@@ -33,6 +35,18 @@ REMARKS = {
     "shared_audio": "a clip of another split has exactly the same samples",
     "shared_caption": "a clip of another split has the same caption and the same, rare length",
 }
+
+
+def too_many_unusable(split: str, clips: int, usable: int, allowed: float) -> str | None:
+    """Return in words that a split has lost all its clips, or more than `allowed` of them."""
+    if not usable:
+        return f"{split}: none of its {clips:,} clips can be used"
+    if clips - usable > allowed * clips:
+        return (
+            f"{split}: {clips - usable:,} of its {clips:,} clips cannot be used, more than "
+            f"{allowed:.0%} (--max-unusable)"
+        )
+    return None
 
 
 class AudioProblem(DataError):

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from safe.data.problems import Problem
+from configs.checks import MAX_UNUSABLE
+from safe.data.problems import Problem, too_many_unusable
 
 AUDIOCAPS_LAYOUT = "AudioCaps layout"
 """The format that training reads; of any other `safe-train data prepare` makes it."""
@@ -77,6 +78,8 @@ class DataReport:
     """Name of the format that the folder is in."""
     notes: tuple[str, ...] = ()
     """What a person should know about how it was read."""
+    max_unusable: float = MAX_UNUSABLE
+    """Share of a split's clips that may be unusable."""
 
     @property
     def shared(self) -> dict[str, int]:
@@ -87,11 +90,11 @@ class DataReport:
     @property
     def obstacles(self) -> tuple[str, ...]:
         """What keeps the folder from being used for a training run with an honest score."""
-        lines = [
-            f"{name}: none of its {split.clips} clips can be used"
+        found = (
+            too_many_unusable(name, split.clips, split.usable, self.max_unusable)
             for name, split in self.splits.items()
-            if not split.usable
-        ]
+        )
+        lines = [line for line in found if line]
         if any(self.shared.values()):
             ids, audio, caption = self.shared.values()
             line = f"splits share {ids} clips by recording id and {audio} by identical audio"
@@ -109,6 +112,7 @@ class DataReport:
             "root": self.root,
             "format": self.format,
             "notes": list(self.notes),
+            "max_unusable": self.max_unusable,
             "exit_code": self.exit_code,
             "obstacles": list(self.obstacles),
             "splits": {name: split.to_dict() for name, split in self.splits.items()},

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.csv_cells import original_cell
 from configs.errors import DataError
 from safe.data.tables import csv_table, json_value, jsonl_values, read_text
 
@@ -57,7 +58,7 @@ def normalize_start(value: object, place: str) -> str:
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     for entry, place in csv_table(path, _check_header):
-        yield _row(entry, place)
+        yield _row({name: original_cell(cell) for name, cell in entry.items()}, place)
 
 
 def _check_header(header: list[str], place: str) -> None:

@@ -75,11 +75,16 @@ def csv_table(
 
 
 def csv_header(path: Path) -> list[str]:
-    """Return the column names of a CSV file from its first line; [] when it cannot be read."""
+    """Return the column names of a CSV file from its first line; [] when it cannot be read.
+
+    A file that is no text has one column, "not UTF-8 text".
+    """
     try:
         with open(path, "rb") as file:
             text = file.read(1 << 16).decode("utf-8-sig", "replace")
         line = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0]
+        if "\0" in line:
+            return ["not UTF-8 text"]
         return [name.strip() for name in next(csv.reader([line]), [])]
     except (OSError, csv.Error):
         return []

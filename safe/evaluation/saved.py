@@ -49,6 +49,7 @@ def evaluate_saved(
 
     Raises:
         CheckpointError: nothing usable there.
+        Interrupted: a signal arrived.
     """
     run, adapter = find_adapter(checkpoint)
     config = RunConfig.from_dict(read_config(run))
@@ -60,8 +61,8 @@ def evaluate_saved(
     heard = scored if data is None else f"{Path(data).resolve().name}-{scored}"
     folder = output or run / "evaluations" / f"{name}-{heard}"
     unscored = None
-    with Heartbeat(Interrupt()):
-        experiment = prepare(config, accelerator, console, dotted_fields())
+    with Interrupt() as interrupt, Heartbeat(interrupt):
+        experiment = prepare(config, accelerator, console, dotted_fields(), interrupt=interrupt)
         load_adapter(experiment.model, adapter)
         console.print(f"evaluating {adapter}", markup=False)
         evaluator = Evaluator(
@@ -74,11 +75,12 @@ def evaluate_saved(
             if unscored.load() is not None:
                 console.print("captions that wait for their scores are there; none is made again")
         with progress(console, f"captioning {scored} with") as show:
+            heed = interrupt.heed(show, "nothing was written")
             evaluation = evaluator.full(
                 experiment.model,
                 experiment.train,
                 experiment.sounds.silence,
-                lambda what, done, total: show(done, total, what),
+                lambda what, done, total: heed(done, total, what),
                 unscored,
             )
     if evaluation is None or unscored is None:

@@ -20,6 +20,7 @@ from configs.errors import DataError
 from configs.schema import SYNTHETIC, DataConfig, RunConfig
 from safe import processes
 from safe.console import progress
+from safe.data import decoding
 from safe.data.cache import EmbeddingCache
 from safe.data.manifests import Clip, load_split
 from safe.data.overlap import assert_no_overlap
@@ -205,6 +206,7 @@ def listen(
     cache = EmbeddingCache(cache_dir() / "embeddings", encoder.identity, math.prod(encoder.shape))
     every = [clip for split in clips.values() for clip in split]
     problems = _encode(cache, every, encoder, data.min_seconds, console, interrupt)
+    decoding.close()
     bad = {(p.split, p.clip) for p in problems if p.unusable}
     _report_problems(problems, len(every), console)
     good = {n: [c for c in split if (c.split, c.id) not in bad] for n, split in clips.items()}

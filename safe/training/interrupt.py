@@ -59,6 +59,23 @@ class Interrupt:
         if not self.requested:
             self.requested, self.signal_name = True, name
 
+    def heed(self, show: Callable[..., None], what_stays: str) -> Callable[..., None]:
+        """Return a progress function that shows, or raises Interrupted when a signal has arrived.
+
+        Args:
+            show: the progress function.
+            what_stays: what the message says of the work that is done.
+        """
+
+        def report(*args: Any) -> None:
+            if self.requested:
+                raise Interrupted(
+                    f"{self.signal_name} received: {what_stays}; the same command goes on"
+                )
+            show(*args)
+
+        return report
+
     def _install(self, number: signal.Signals) -> None:
         previous = signal.getsignal(number)
         if previous is not None:  # None: installed from C, and Python could not put it back

@@ -109,7 +109,11 @@ def test_each_fault_is_found(faulty: Path) -> None:
     assert train.rates == {RATE: 7, 2 * RATE: 1}
     assert report.shared == {"id": 1, "audio": 1, "caption": 0}
     assert report.exit_code == 1
-    assert report.obstacles == ("splits share 1 clips by recording id and 1 by identical audio",)
+    assert report.obstacles == (
+        "train: 8 of its 13 clips cannot be used, more than 50% (--max-unusable)",
+        "splits share 1 clips by recording id and 1 by identical audio",
+    )
+    assert len(check_root(faulty, max_unusable=0.7).obstacles) == 1
 
 
 def test_json_has_everything(faulty: Path) -> None:

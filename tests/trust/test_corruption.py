@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from trials.damage import DAMAGES
 
-from safe.training.checkpoint import latest_good
+from safe.training.checkpoint import latest_good, set_aside
 
 
 @pytest.mark.sizes(100, 1000)
@@ -30,12 +30,16 @@ def test_damaged_checkpoints(size: int, tiny_run: Any, figure: Any, tmp_path: Pa
         figures["offered"] += good == parent / "step-00000003"
         named = caught and any(name in rejected[0].reason for name in names)
         figures["named"] += named
+        aside = set_aside(newest)  # as a run does that goes on
+        left, none = latest_good(parent)
+        figures["kept"] += aside.is_dir() and (left, none) == (good, [])
         shutil.rmtree(tmp_path / "run")
     figure(
         f"damaged checkpoints: {figures['caught']} of {size} caught, {figures['named']} with the "
-        f"file named, the one before offered {figures['offered']} times"
+        f"file named, the one before offered {figures['offered']} times, the damaged one kept "
+        f"aside {figures['kept']} times"
     )
-    assert figures == dict.fromkeys(("caught", "offered", "named"), size)
+    assert figures == dict.fromkeys(("caught", "offered", "named", "kept"), size)
 
 
 @pytest.mark.sizes(1, 5)

@@ -42,3 +42,18 @@ def test_a_process_of_two_is_lost(
 
 def test_random_generators_go_on_where_they_were(trial: Any, tmp_path: Path) -> None:
     assert trial("training:dropout", folder=tmp_path) == {"differ": 0}
+
+
+@pytest.mark.sizes(5, 110)
+def test_signals_that_ask_to_stop(
+    size: int, trial: Any, figure: Any, tiny_run: Any, tmp_path: Path
+) -> None:
+    found = trial("signals:stop", folder=tmp_path, config=tiny_run.config.to_dict(), rounds=size)
+    figure(
+        "signals in training, saving, evaluating, scoring and caching, doubled and late: {rounds} "
+        "trainings stopped after at most {seconds} s, {wrong_code} with another exit code than 3, "
+        "{torn} with a torn checkpoint, {differ} ended with other bytes than the undisturbed "
+        "run".format(**found)
+    )
+    assert found["files"] > 10 and found["seconds"] < 30
+    assert [found[key] for key in ("wrong_code", "torn", "differ", "unheard")] == [0, 0, 0, 0]
