@@ -140,7 +140,7 @@ def test_data_set_formats_that_do_not_do(
         ("backbones", "make", lambda: load_backbone("new"), "TypeError"),
         ("audio_encoders", "make", lambda: load_audio_encoder("new"), "a int is no FrozenEncoder"),
         ("audio_encoders", "fail", lambda: load_audio_encoder("new"), "ZeroDivisionError"),
-        ("datasets", "thing", lambda: read_source("/"), "a int is no Format"),
+        ("datasets", "thing", lambda: read_source(Path(__file__).parent), "a int is no Format"),
         ("findings", "thing", all_families, "a int is no Family"),
     ],
 )

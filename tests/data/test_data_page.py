@@ -75,7 +75,8 @@ def call(*words: str) -> tuple[int, str, str]:
 def test_the_command_says_everything_as_json(downloads: Path, tmp_path: Path) -> None:
     words = ("data", "prepare", "downloads/clotho", "out", "--json")
     code, out, _ = call(*words, "-")
-    assert code == 0 and json.loads(out) == json.loads((tmp_path / "out/prepared.json").read_text())
+    assert code == 0, out
+    assert json.loads(out) == json.loads((tmp_path / "out/prepared.json").read_text())
     assert call(*words, "report.json")[0] == 0
     assert json.loads(out) == json.loads(Path("report.json").read_text())
 
