@@ -21,9 +21,11 @@ from safe.training.durable import fsync_path, fsync_tree
 from safe.training.locks import FileLock, process_alive, try_lock
 
 __all__ = [
+    "KEEP",
     "Manifest",
     "Rejected",
     "checkpoints",
+    "free_bytes",
     "latest_good",
     "newest",
     "publish",
@@ -34,6 +36,8 @@ __all__ = [
     "verify",
 ]
 
+KEEP = 2
+"""How many good checkpoints a run keeps."""
 _TEMP = ".tmp-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _STEP = re.compile(r"step-(\d{8,})")
@@ -103,7 +107,7 @@ def publish(
     name: str,
     write: Callable[[Path], None],
     *,
-    keep: int = 2,
+    keep: int = KEEP,
     metadata: dict[str, Any],
     needed_bytes: int | None = None,
 ) -> Path:
@@ -187,7 +191,7 @@ def _make_room(parent: Path, target: Path, needed_bytes: int | None) -> int:
     parent.mkdir(exist_ok=True)
     sweep(parent)
     needed = _size_of(newest(parent)) if needed_bytes is None else needed_bytes
-    if _free_bytes(parent) < needed:
+    if free_bytes(parent) < needed:
         raise _cannot_save(target, os.strerror(errno.ENOSPC), needed)
     return needed
 
@@ -281,7 +285,8 @@ def _size_of(folder: Path | None) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _free_bytes(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk that `folder` is, or would be, on."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
@@ -298,6 +303,6 @@ def _disk_problem(error: Exception) -> str | None:
 def _cannot_save(target: Path, problem: str, needed: int) -> CheckpointError:
     return CheckpointError(
         f"cannot save checkpoint {target}: {problem}; needed at least {needed:,} bytes, "
-        f"{_free_bytes(target.parent):,} bytes are free there; older checkpoints are untouched; "
+        f"{free_bytes(target.parent):,} bytes are free there; older checkpoints are untouched; "
         "make room or choose another --output, then --resume"
     )

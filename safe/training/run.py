@@ -36,6 +36,7 @@ from safe.training.experiment import Experiment, prepare
 from safe.training.heartbeat import Heartbeat
 from safe.training.interrupt import Interrupt, Interrupted
 from safe.training.launch import Launch, engine
+from safe.training.preflight import check_room
 from safe.training.resources import Resources
 from safe.training.retention import build_retention
 from safe.training.rng import capture_rng
@@ -216,6 +217,8 @@ class _Training:
         """Train to the end, or raise Interrupted after saving."""
         self._restore()
         trainer = self.trainer
+        if self.directory is not None:
+            check_room(self.directory.checkpoints, trainer.parameters.values())
         for callback in trainer.callbacks:
             callback.on_train_begin(trainer)
         while True:

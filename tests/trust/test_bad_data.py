@@ -163,7 +163,6 @@ def test_a_hostile_decoder_costs_one_clip(
     monkeypatch.setattr(decoding, "_MODULE", "trials.holey_decoder")
     monkeypatch.setattr(decoding, "SECONDS", 4.0)
     monkeypatch.setattr(decoding, "MEMORY", 2**28)
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     bad = {"crash": "crashed", "hang": "over_limits", "bloat": "over_limits", "leave": "crashed"}
     for number, what in enumerate(bad, GOOD):
         (root / "audio" / f"{what}.wav").write_bytes(good(seed=number))

@@ -1,5 +1,6 @@
 """Disks that are full, read-only or gone: the older checkpoint is good, and the message says so."""
 
+import io
 import os
 import re
 import shutil
@@ -9,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from trials.saves import PART_BYTES, PARTS, save, whole
 
 from configs.errors import CheckpointError
+from configs.overrides import dotted_fields
+from safe.training import preflight
 from safe.training.checkpoint import latest_good, publish, step_name
+from safe.training.launch import Launch
+from safe.training.run import start
 
 BYTES = PARTS * PART_BYTES
 
@@ -98,3 +104,22 @@ def test_folder_that_vanishes_during_a_save(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{parent}/step-00000002: .*No such file"):
         publish(parent, step_name(2), write, metadata={})
     assert not parent.parent.exists()
+
+
+def test_too_little_room_is_found_before_training(
+    tiny_run: Any,
+    in_small_world: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    figure: Any,
+) -> None:
+    launch = Launch(console=Console(file=io.StringIO()), output=tmp_path, name="a", device="cpu")
+    parts = (tiny_run.folder / "checkpoints" / step_name(6)).rglob("*.safetensors")
+    real = sum(part.stat().st_size for part in parts)
+    monkeypatch.setattr(preflight, "free_bytes", lambda _: real)
+    with pytest.raises(CheckpointError, match="a/checkpoints: .* bytes are free") as caught:
+        start(tiny_run.config, dotted_fields(), launch)
+    assert not (tmp_path / "a" / "metrics.jsonl").read_bytes()
+    needed = int(re.search(r"at least ([\d,]+) bytes", str(caught.value))[1].replace(",", ""))
+    figure(f"room that is asked for before training: {needed / 3 / real:.3f} of a real checkpoint")
+    assert 0.9 < needed / 3 / real <= 1

@@ -19,7 +19,6 @@ from safe.models.audio_encoders import checkpoint
 from safe.models.audio_encoders.checkpoint import open_checkpoint, open_in
 
 EVERY = ("",)
-PYTHONPATH = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +80,13 @@ def test_bombs_break_a_limit(
         ("hang", "it took longer than 1 s"),
         ("busy", "it took longer than 1 s|more than 1 s of processor time"),
         ("memory", "it asks for more than 64 MB of memory"),
-        ("crash", r"crashed the process that read it \(SIGSEGV\)"),
-        ("leave", r"ended the process that read it \(exit code 7\)"),
+        ("crash", r"it crashed the process that read it \(SIGSEGV\)"),
+        ("leave", r"it ended the process that read it \(exit code 7\)"),
     ],
 )
 def test_a_child_that_misbehaves_is_replaced(
     behaviour: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     monkeypatch.setattr(checkpoint, "_SECONDS", 1.0 if behaviour in ("hang", "busy") else 60.0)
     monkeypatch.setattr(checkpoint, "_SPARE_BYTES", 64 * 2**20)
     (tmp_path / "a.pt").write_bytes(b"x")
