@@ -13,6 +13,7 @@ from typing import Any
 from configs.schema import RunConfig
 from safe.training import heartbeat
 from trials import training
+from trials.network import allow_this_machine
 
 _PATIENCE = 600.0
 
@@ -21,6 +22,7 @@ def lose(
     folder: str, config: dict[str, Any], losses: int, silent: float = 30.0, seed: int = 0
 ) -> dict[str, float]:
     """Lose a process ``losses`` times, killed and stopped in turn; resume, compare the end."""
+    allow_this_machine()
     heartbeat._SILENT_SECONDS = silent
     root, settings, choose = Path(folder), RunConfig.from_dict(config), random.Random(seed)
     assert _ends(_pair(root / "whole", settings), _PATIENCE) == [0, 0]

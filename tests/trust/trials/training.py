@@ -90,6 +90,7 @@ def _train(
     if pid == 0:
         code = 1
         try:
+            torch.set_num_threads(1)  # a fork's thread pool is made anew, and not by two at once
             runs._SAVE_SECONDS = save_seconds
             if die_at_batch is not None:
                 _die_at_batch(die_at_batch)
