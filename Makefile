@@ -38,6 +38,7 @@ docs: $(VENV)/.test ## the documentation as a site in build/docs; a warning is a
 	@echo "build/docs/index.html"
 
 trust: $(VENV)/.test ## the long form of tests/trust: kills, full disks, damage, fuzzing, leaks (some hours)
+	@$(PIP) -c constraints.txt 'atheris>=3' || echo "no atheris here: the fuzzing by coverage is left out"
 	@$(BIN)/python -m pytest -q -m trust tests/trust
 
 faults: $(VENV)/.run ## plant every known fault and build every healthy set-up: what is found? (some minutes)

@@ -79,6 +79,7 @@ def load_adapter(model: SAFEModel, folder: Path) -> None:
     """
     header = read_header(folder)
     _require_backbone(folder, header, model)
+    _require_settings(folder, header, model)
     gate = _gate_of(folder, header)
     own = _read_tensors(folder / "safe_adapter.safetensors")
     lora = {
@@ -91,6 +92,18 @@ def load_adapter(model: SAFEModel, folder: Path) -> None:
     model.load_state_dict(own, strict=False)
     set_peft_model_state_dict(model.fusion, lora)
     model.load_gate_state(gate)
+
+
+def _require_settings(folder: Path, header: dict[str, Any], model: SAFEModel) -> None:
+    """Tensors of another scale or gate would fit, and be another model."""
+    saved, own = header.get("model"), json.loads(json.dumps(model.config.to_dict()))
+    for key in ("projector", "fusion", "audio_features"):
+        found = saved.get(key) if isinstance(saved, dict) else None
+        if found != own[key]:
+            raise CheckpointError(
+                f"{folder} was made with model.{key} = {found}, and the configuration says "
+                f"{own[key]}: go on with the one that it was made with"
+            )
 
 
 def read_header(folder: Path) -> dict[str, Any]:

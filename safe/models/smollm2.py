@@ -45,9 +45,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF file as a transformers folder."""
     with quiet_transformers():
         loaded = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
         )
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+        )
     # A GGUF-loaded model counts as quantised and refuses save_pretrained; a fresh one does not.
     config = type(loaded.config).from_dict(loaded.config.to_dict())
     if hasattr(config, "quantization_config"):

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from configs.errors import SafeError
 from configs.model_configs import get_config
 from configs.overrides import resolve
+from probes.record import Record, append_records
 from probes.signal_path import SignalPath
 from reports.report import Report
 from reports.run import read_run
@@ -28,6 +29,8 @@ from safe.data.manifests import read_manifest
 from safe.data.problems import AudioProblem
 
 SECONDS, MEGABYTES = 2.0, 1000
+PATIENCE = 60.0
+"""Seconds on the wall, on a machine that others use."""
 TOKENS = (
     b"\0", b"\xff", b"\r", b"\n", b"NaN", b"Infinity", b"-1", b"1e999", b"9" * 400, b"[", b"{",
     b"]", b"}", b"null", b"true", b'"', b",", b":", b": ", b"- ", b"{}", b"[]", b"'", b"&a [*a]",
@@ -48,9 +51,14 @@ branch: {1: adapter.one, 3: adapter.three}
 gates: {name: "adapter.gates.{layer}", clamp: [0, 1], transform: tanh}
 head: lm.head
 """
+PROBED = (
+    (0, "magnitude", "fusion", 4, "contribution_median", 0.2, "ratio"),
+    (0, "gates", "gate", 4, "value", 0.3, "factor"),
+    (3, "influence", "signal:swapped", None, "loss_change", 0.1, "nats/token"),
+)
 RUN_FILES = ("config.json", "metrics.jsonl", "evaluation.json", "environment.json",
              "resources.json", "problems.json", "captions/final.jsonl",
-             "captions/references.jsonl")  # fmt: skip
+             "captions/references.jsonl", "probes.jsonl")  # fmt: skip
 
 
 @dataclass
@@ -66,7 +74,7 @@ class Target:
 
     def use(self, case: Any) -> None:
         """Use a case: a result or a typed error, soon."""
-        start = time.process_time()
+        start, begun = time.process_time(), time.monotonic()
         try:
             self.act(case)
             self.count["taken"] += 1
@@ -75,6 +83,7 @@ class Target:
         seconds = time.process_time() - start
         self.slowest = max(self.slowest, seconds)
         assert seconds < SECONDS, f"{seconds:.1f} s"
+        assert time.monotonic() - begun < PATIENCE, "it waits for something"
 
 
 def damaged(base: bytes) -> st.SearchStrategy[bytes]:
@@ -158,6 +167,7 @@ def run_folders(folder: Path, source: Path) -> Target:
     """Folders of runs, one file of them damaged; ``source`` is a whole one."""
     run = folder / "run"
     shutil.copytree(source, run, ignore=shutil.ignore_patterns("*.safetensors"))
+    append_records(run / "probes.jsonl", [Record(*row) for row in PROBED])
     whole = {name: (run / name).read_bytes() for name in RUN_FILES}
 
     def act(case: tuple[str, bytes]) -> None:
@@ -176,7 +186,7 @@ def run_folders(folder: Path, source: Path) -> Target:
 
 TARGETS: dict[str, Callable[[Path, Path], Target]] = {
     **{f"{kind} files": lambda folder, _, kind=kind: audio(folder, kind)  # type: ignore[misc]
-       for kind in ("wav", "flac", "ogg")},
+       for kind in ("wav", "flac", "ogg", "mp3")},
     "csv manifests": lambda folder, _: manifests(folder, "csv", CSV),
     "json manifests": lambda folder, _: manifests(folder, "json", JSON),
     "jsonl manifests": lambda folder, _: manifests(folder, "jsonl", JSONL),

@@ -74,6 +74,7 @@ TENSORS = (
 )  # fmt: skip
 DOCUMENTS = (
     (HEADER, _set("backbone", "identity", value="another")), (HEADER, _set("format", value=9)),
+    (HEADER, _set("model", "projector", "scale", value=3.0)), (HEADER, _set("model", value=None)),
     (HEADER, _set("outer_gate", value={})), (HEADER, _set("outer_gate", "value", value=None)),
     (HEADER, _set("outer_gate", "value", value=float("nan"))),
     (STATE, _set("progress", value={})), (STATE, _set("progress", "position", value=None)),
