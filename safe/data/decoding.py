@@ -27,7 +27,7 @@ _idle: list[Child] = []
 
 def inspect(path: Path | str) -> AudioFacts:
     """Do what `audio.inspect` does; also raises AudioProblem (crashed, over_limits)."""
-    facts, _ = _ask({"inspect": os.fspath(path)}, path)
+    facts, _ = _ask({"inspect": os.path.abspath(path)}, path)
     return AudioFacts(**facts)
 
 
@@ -42,7 +42,7 @@ def decode(
 ) -> Waveform:
     """Do what `audio.decode` does; also raises AudioProblem (crashed, over_limits)."""
     how = {"crop": crop, "seed": seed, "min_seconds": min_seconds}
-    question = {"decode": [os.fspath(path), sample_rate, max_seconds], "how": how}
+    question = {"decode": [os.path.abspath(path), sample_rate, max_seconds], "how": how}
     answer, samples = _ask(question, path)
     return Waveform(np.frombuffer(samples, np.float32), answer["seconds"], sample_rate)
 
