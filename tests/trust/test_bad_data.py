@@ -195,6 +195,16 @@ def test_a_child_hears_the_same_bits(suffix: str, tmp_path: Path) -> None:
         decoding.decode(path, 16000, 1.0, crop="end")
 
 
+def test_a_child_follows_to_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}" / "a.wav").write_bytes(good(seed=number))
+        monkeypatch.chdir(tmp_path / f"{number}")
+        assert decoding.inspect("a.wav") == audio.inspect("a.wav")
+    with pytest.raises(DataError, match="^gone.wav: missing"):
+        decoding.inspect("gone.wav")
+
+
 CELLS = ("=1+1", "+1+1", "-1+cmd|' /C calc'!A0", "@SUM(1)", "\t=1", "\r=1", "=HYPERLINK(1)",
          "'=1", "''=1", "'tis", "- a dog barks", "'", "''", "a=b", "-0xzrMun0Rs",
          "-1.5e-3", "+5")  # fmt: skip
