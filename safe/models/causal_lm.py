@@ -90,7 +90,9 @@ def llava_from_causal_lm(lm: PreTrainedModel, tokenizer: Any) -> LlavaForConditi
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         place = execution_device(head), head.weight.dtype
-        model.model.vision_tower = AutoModel.from_config(config.vision_config).to(*place)
+        model.model.vision_tower = AutoModel.from_config(
+            config.vision_config, trust_remote_code=False
+        ).to(*place)
         model.model.multi_modal_projector = LlavaMultiModalProjector(config).to(*place)
     model.model.language_model = decoder
     model.lm_head = head

@@ -47,12 +47,19 @@ def _processes() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def watch() -> list[str]:
-    """Every path that this process opens from now on."""
+    """Every path that this process opens from now on, or asks a decoding child to open."""
     if not _opened:
         _opened.append("")
         sys.addaudithook(
             lambda event, args: _opened.append(str(args[0])) if event == "open" else None
         )
+        ask = decoding._ask
+
+        def asked(question: dict[str, Any], path: Path | str) -> Any:
+            _opened.append(os.path.realpath(path))
+            return ask(question, path)
+
+        decoding._ask = asked
     return _opened
 
 
