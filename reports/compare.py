@@ -167,9 +167,10 @@ def _differing(trees: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]
 
 
 def _only(ours: Sequence[Finding], theirs: Sequence[Finding]) -> tuple[Finding, ...]:
-    known = {(f.code, f.component, f.layer) for f in theirs}
+    # an error that has become a warning is one gone and one new
+    known = {(f.code, f.component, f.layer, f.severity) for f in theirs}
     real = (f for f in ours if f.severity > Severity.NOTE)
-    return tuple(f for f in real if (f.code, f.component, f.layer) not in known)
+    return tuple(f for f in real if (f.code, f.component, f.layer, f.severity) not in known)
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> Curve:

@@ -88,7 +88,7 @@ CRITERIA: tuple[Criterion, ...] = (
         "baseline", "Better than the baseline", "after", False,
         AtLeast(0.0, strict=True), f'seed, "Verification Checklist": was {BASELINE_CIDER:g}',
         "CIDEr above the baseline's: the lower end of the paired 95% interval when both runs are "
-        "there, the plain difference to the stated score otherwise.",
+        "there; else, on AudioCaps' test split, the plain difference to the stated score.",
         "safe-probe report RUN --baseline BASELINE_RUN", from_scores.versus_baseline,
     ),
     Criterion(

@@ -55,7 +55,7 @@ def _constant(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
 
 
 @INFLUENCE.rule(
-    "SP408", "The own clip helps no more than another's", Link.INFLUENCE, Severity.WARNING,
+    "SP408", "The own clip helps hardly more than another's", Link.INFLUENCE, Severity.WARNING,
     what="Loss with another clip's signal minus loss with the own, after {warm:g} steps; fires "
     "below {signal_gain:g}, as an error when that is certain (two standard errors).",
     why="The caption loss falls in a blind model too: this difference is what was learned by "
