@@ -38,14 +38,20 @@ def _cells(rows: Sequence[Row]) -> list[str]:
         f"{fmean(row['controls'][ANOTHER] for row in rows):.1f}",
         f"{fmean(row['first_loss'] for row in rows):.1f}",
         f"{fmean(row['last_loss'] for row in rows):.2f}",
-        f"{min(layers):.2g} to {max(layers):.2g}" if layers else "not measured",
+        f"{min(layers):.2g} to {max(layers):.2g}" if layers else _UNKNOWN,
         _every(row["before"]["root"] or "fine" for row in rows),
         _every(row["verdict"] for row in rows),
-        f"{fmean(row['after']['influence'] for row in rows):.2f}",
+        _gap([row["after"]["influence"] for row in rows]),
     ]
 
 
 ANOTHER = "another clip's audio"
+_UNKNOWN = "not measured"
+
+
+def _gap(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]  # a blind run has no other audio
+    return f"{fmean(known):.2f}" if len(known) == len(values) else _UNKNOWN
 
 
 def _score(rows: Sequence[Row], part: str) -> str:

@@ -176,6 +176,8 @@ def test_a_run_and_its_row(pieces: Pieces, tmp_path: Path) -> None:
     assert {"SP413", "SP404"} <= set(row["before"]["findings"])  # normalised behind the scale
     text = table([row])
     assert "| phase1 with both LayerNorms | 1 |" in text and f"| {row['verdict']} |" in text
+    row["after"]["influence"], row["before"]["contribution"] = None, {}
+    assert table([row]).count("not measured") == 2
     # an interrupted run goes on with its LayerNorms, a finished one is only scored again
     assert train(variant, 0, pieces, tmp_path, console) == folder
     assert json.loads((folder / "evaluation.json").read_text()) == evaluation
