@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 from trials.saves import PART_BYTES, PARTS, save, whole
+from trials.training import results
 
 from configs.errors import CheckpointError
 from configs.overrides import dotted_fields
 from safe.training import preflight
+from safe.training import run as runs
 from safe.training.checkpoint import latest_good, publish, step_name
 from safe.training.launch import Launch
-from safe.training.run import start
 
 BYTES = PARTS * PART_BYTES
 
@@ -118,8 +119,36 @@ def test_too_little_room_is_found_before_training(
     real = sum(part.stat().st_size for part in parts)
     monkeypatch.setattr(preflight, "free_bytes", lambda _: real)
     with pytest.raises(CheckpointError, match="a/checkpoints: .* bytes are free") as caught:
-        start(tiny_run.config, dotted_fields(), launch)
+        runs.start(tiny_run.config, dotted_fields(), launch)
     assert not (tmp_path / "a" / "metrics.jsonl").read_bytes()
     needed = int(re.search(r"at least ([\d,]+) bytes", str(caught.value))[1].replace(",", ""))
     figure(f"room that is asked for before training: {needed / 3 / real:.3f} of a real checkpoint")
     assert 0.9 < needed / 3 / real <= 1
+
+
+@pytest.mark.slow
+def test_disk_that_is_full_in_the_middle_of_a_training(
+    tiny_run: Any, in_small_world: None, figure: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    saved = tiny_run.folder / "checkpoints"
+    one = sum(f.stat().st_size for f in saved.glob("step-00000003/**/*") if f.is_file())
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or not mount(disk, f"size={int(1.6 * one)}"):
+        pytest.skip("only root may mount a small disk, and not in every container")
+    try:
+        launch = Launch(console=Console(file=io.StringIO()), output=disk, name="run", device="cpu")
+        with monkeypatch.context() as patch:
+            patch.setattr(runs, "check_room", lambda *_: None)  # room that others take meanwhile
+            with pytest.raises(CheckpointError, match=r"step-00000006: .*No space left"):
+                runs.start(tiny_run.config, dotted_fields(), launch)
+        path, rejected = latest_good(disk / "run" / "checkpoints")
+        assert path is not None and path.name == step_name(3) and not rejected
+        subprocess.run(["mount", "-o", f"remount,size={5 * one}", str(disk)], check=True)
+        runs.resume(disk / "run", launch)
+        assert results(disk / "run") == results(tiny_run.folder)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    figure("disk full at the second save of a training: refused by its path, the first one good; "
+           "with room again it ended with the bytes of an undisturbed one")  # fmt: skip
