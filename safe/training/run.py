@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
 from configs.errors import CheckpointError, SafeError
@@ -303,7 +302,7 @@ class _Training:
         step = self.trainer.position.step
         if step == self._saved_step:
             return
-        rng_states = gather_object([capture_rng()])
+        rng_states = processes.gather(capture_rng())
         if self.directory is not None:
             self.directory.sync_metrics()
             publish(
@@ -330,7 +329,7 @@ class _Training:
 
     def _restore(self) -> None:
         """Load the newest good checkpoint of the run, if it has one."""
-        folder, self._evaluated = gather_object([(self._newest_checkpoint(), self._evaluated)])[0]
+        folder, self._evaluated = processes.gather((self._newest_checkpoint(), self._evaluated))[0]
         if folder is None:
             return
         try:
@@ -389,7 +388,7 @@ class _Training:
 
     def _on_any_process(self, here: bool) -> bool:
         """Whether something holds on any process; all of them get the same answer."""
-        return any(gather_object([here])) if self.accelerator.num_processes > 1 else here
+        return any(processes.gather(here))
 
     def _how_to_go_on(self) -> str:
         position, total = self.trainer.position, self.trainer.total_steps
