@@ -1,16 +1,13 @@
-"""One run from its configuration to its verdict: train, checkpoint, resume, evaluate, save."""
+"""One run from its configuration to its verdict: train, resume, evaluate."""
 
 import shlex
-import time
 from collections.abc import Collection
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
-from safetensors.torch import save_file
 
-from configs.errors import CheckpointError, SafeError
+from configs.errors import SafeError
 from configs.follow_up import command_name
 from configs.overrides import dotted_fields
 from configs.schema import RunConfig
@@ -20,16 +17,9 @@ from safe.console import progress
 from safe.data.splits import Split
 from safe.evaluation.evaluate import Evaluation, Evaluator, Progress
 from safe.evaluation.unscored import Unscored
-from safe.models.adapter_files import load_adapter, save_pretrained
+from safe.models.adapter_files import save_pretrained
 from safe.training.callbacks import Callback
-from safe.training.checkpoint import (
-    checkpoints,
-    latest_good,
-    publish,
-    set_aside,
-    step_name,
-    step_of,
-)
+from safe.training.checkpoint import publish
 from safe.training.display import TrainingDisplay
 from safe.training.experiment import Experiment, prepare
 from safe.training.heartbeat import Heartbeat
@@ -38,25 +28,10 @@ from safe.training.launch import Launch, engine
 from safe.training.preflight import check_room
 from safe.training.resources import Resources
 from safe.training.retention import build_retention
-from safe.training.rng import capture_rng
 from safe.training.run_directory import ADAPTER_NAME, RunDirectory, check_new_run, read_config
-from safe.training.run_files import (
-    RunFiles,
-    evaluated_step,
-    tracked_values,
-    write_evaluation,
-    write_json,
-)
+from safe.training.run_files import RunFiles, tracked_values, write_evaluation, write_json
+from safe.training.saving import Saving
 from safe.training.stage_a import StageA, TrainingDiverged
-from safe.training.state import (
-    load_training_state,
-    read_progress,
-    read_tensors,
-    save_training_state,
-)
-
-_SAVE_SECONDS = 600.0
-"""A checkpoint at least this often, besides one after every epoch."""
 
 
 class _EvaluationCut(Exception):
@@ -209,12 +184,12 @@ class _Training:
             experiment.model, experiment.dataset, config.optim, accelerator, retention, callbacks
         )
         self.trainer.in_step = experiment.sharded
-        self._saved_at, self._saved_step = time.monotonic(), -1
-        self._evaluated = 0
+        self.saving = Saving(self.trainer, directory, config.name, self.console)
+        self._evaluated = 0  # the step at which the evaluation split was last scored
 
     def run(self) -> None:
         """Train to the end, or raise Interrupted after saving."""
-        self._restore()
+        self._evaluated = self.saving.restore()
         trainer = self.trainer
         if self.directory is not None:
             check_room(self.directory.checkpoints, trainer.parameters.values())
@@ -223,10 +198,10 @@ class _Training:
         while True:
             epoch_over = trainer.position.window == 0 and trainer.position.epoch > 0
             if epoch_over or trainer.done:
-                self._save()
+                self.saving.save()
                 self._evaluate()
             if self._stop_requested():
-                self._save()
+                self.saving.save()
                 raise Interrupted(self._how_to_go_on())
             if trainer.done:
                 break
@@ -273,11 +248,10 @@ class _Training:
         try:
             self.trainer.advance()
         except TrainingDiverged as error:
-            self._save()
+            self.saving.save()
             raise TrainingDiverged(f"{error}; the last finite state is saved") from None
-        due = time.monotonic() - self._saved_at > _SAVE_SECONDS
-        if self._on_any_process(due) and self.trainer.position.window > 0:
-            self._save()  # at an epoch's end the loop saves anyway
+        if self._on_any_process(self.saving.due) and self.trainer.position.window > 0:
+            self.saving.save()  # at an epoch's end the loop saves anyway
 
     def _evaluate(self) -> None:
         """Score the evaluation split, captioned by all processes; a signal cuts it short."""
@@ -296,82 +270,6 @@ class _Training:
                         callback.on_evaluation(self.trainer, epoch, *scored)
                 self._evaluated = step
         self.accelerator.wait_for_everyone()
-
-    def _save(self) -> None:
-        """Publish a checkpoint of the position between two steps, once per step."""
-        step = self.trainer.position.step
-        if step == self._saved_step:
-            return
-        rng_states = processes.gather(capture_rng())
-        if self.directory is not None:
-            self.directory.sync_metrics()
-            publish(
-                self.directory.checkpoints,
-                step_name(step),
-                lambda folder: self._write(folder, rng_states),
-                metadata={"step": step, "config": self.experiment.config.name},
-            )
-        self._saved_at, self._saved_step = time.monotonic(), step
-        self.accelerator.wait_for_everyone()
-
-    def _write(self, folder: Path, rng_states: list[Any]) -> None:
-        trainer = self.trainer
-        save_pretrained(trainer.model, folder / ADAPTER_NAME)
-        save_training_state(
-            folder,
-            optimizer=trainer.optimizer,
-            named_parameters=trainer.parameters.items(),
-            scheduler_step=trainer.position.step,
-            progress=trainer.state(),
-            rng_states=rng_states,
-        )
-        save_file(trainer.retention.state(), folder / "retention.safetensors")
-
-    def _restore(self) -> None:
-        """Load the newest good checkpoint of the run, if it has one."""
-        folder, self._evaluated = processes.gather((self._newest_checkpoint(), self._evaluated))[0]
-        if folder is None:
-            return
-        try:
-            self._load(folder)
-        except SafeError as error:
-            older = [p.name for p in checkpoints(folder.parent) if p.name < folder.name]
-            hint = f"; rename {folder} to go on from {older[-1]}" if older else ""
-            raise CheckpointError(f"cannot go on from {folder}: {error}{hint}") from error
-
-    def _load(self, folder: Path) -> None:
-        """Put everything that a checkpoint holds into the training."""
-        trainer = self.trainer
-        load_adapter(trainer.model, folder / ADAPTER_NAME)
-        trainer.retention.load_state(read_tensors(folder / "retention.safetensors"))
-        trainer.load_state(read_progress(folder))
-        state = load_training_state(
-            folder,
-            optimizer=trainer.optimizer,
-            named_parameters=trainer.parameters.items(),
-            rank=self.accelerator.process_index,
-        )
-        self._saved_step = trainer.position.step
-        for note in state.notes:
-            self.console.print(note, markup=False)
-        self.console.print(
-            f"resumed at step {trainer.position.step} of {trainer.total_steps} from {folder}",
-            markup=False,
-        )
-
-    def _newest_checkpoint(self) -> Path | None:
-        """On the main process: the one to go on from; damaged ones and later rows are put away."""
-        if self.directory is None:
-            return None
-        folder, rejected = latest_good(self.directory.checkpoints)
-        for path, reason in rejected:
-            text = f"checkpoint {path.name} is damaged ({reason}): kept as {set_aside(path)}"
-            self.console.print(text, markup=False)
-            self.directory.log(text)
-        step = None if folder is None else step_of(folder.name)
-        self.directory.truncate_metrics(-1 if step is None else step)
-        self._evaluated = evaluated_step(self.directory)
-        return folder
 
     def _unless_stopped(self, show: Progress) -> Progress:
         """A progress function that ends an evaluation when a signal has arrived."""

@@ -19,7 +19,7 @@ from configs.overrides import apply_values, dotted_fields
 from configs.schema import RunConfig
 from safe.data.manifests import load_split
 from safe.evaluation.evaluate import Evaluation
-from safe.training import run as run_module
+from safe.training import saving
 from safe.training.callbacks import Callback, Step
 from safe.training.launch import Launch, engine, require_one_owner
 from safe.training.run import Interrupted, resume, start
@@ -237,7 +237,7 @@ def test_diverged_run_is_saved_and_can_go_on(
 def test_long_epochs_are_saved_in_between(
     tiny_data: Path, make_tiny_config: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(saving, "_SAVE_SECONDS", 0.0)
     with pytest.raises(RuntimeError):
         train(make_tiny_config(tiny_data), tmp_path, [CrashAt(3)])
     names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]

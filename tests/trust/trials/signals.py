@@ -15,6 +15,7 @@ from configs.schema import RunConfig
 from safe import cli
 from safe.data import cache
 from safe.training import run as runs
+from safe.training import saving
 from safe.training.checkpoint import latest_good
 from safe.training.run_directory import RunDirectory
 from trials.training import results
@@ -27,7 +28,7 @@ PATTERNS: tuple[tuple[list[int], list[int]], ...] = (
 )  # fmt: skip
 """Signals at the chosen moment, and late ones: while the run is leaving."""
 PLACES: tuple[tuple[str, Any, str, int], ...] = (
-    ("training", runs.StageA, "advance", 2), ("saving", runs, "save_training_state", 1),
+    ("training", runs.StageA, "advance", 2), ("saving", saving, "save_training_state", 1),
     ("evaluating", runs.Evaluator, "quick", 1), ("scoring", runs.Evaluator, "full", 1),
     ("caching", cache, "encode_batch", 1),
 )  # fmt: skip

@@ -17,7 +17,7 @@ from torch import nn
 
 from configs.overrides import dotted_fields
 from configs.schema import RunConfig
-from safe.training import checkpoint, state
+from safe.training import checkpoint, saving, state
 from safe.training import run as runs
 from safe.training.batches import CaptionDataset
 from safe.training.experiment import prepare
@@ -91,7 +91,7 @@ def _train(
         code = 1
         try:
             torch.set_num_threads(1)  # a fork's thread pool is made anew, and not by two at once
-            runs._SAVE_SECONDS = save_seconds
+            saving._SAVE_SECONDS = save_seconds
             if die_at_batch is not None:
                 _die_at_batch(die_at_batch)
             how = Launch(
