@@ -59,8 +59,11 @@ def quiet_line(report: Report) -> str:
 def page(report: Report) -> Iterator[RenderableType]:
     """Verdict, signal path, criteria, findings, claims, what is not known yet, next command."""
     yield _verdict(report)
-    yield from _section("Signal path", _chain(report.chain))
-    for title, decides in (("Criteria that decide", True), ("Criteria that explain", False)):
+    yield from _section("Signal path, as last measured", _chain(report.chain))
+    for decides, title in (
+        (True, "Criteria that decide"),
+        (False, "Criteria that explain, and decide nothing"),
+    ):
         rows = [o for o in report.outcomes if o.criterion.decides is decides]
         yield from _section(title, _criteria(rows))
     yield from _section("Findings", _findings(report.findings))

@@ -22,7 +22,7 @@ def markdown(report: Report) -> str:
         escape(verdict.reason),
         f"Next: {escape(verdict.next_step.why)}",
         fenced(verdict.next_step.command),
-        "### Signal path",
+        "### Signal path, as last measured",
         _table(
             ("link", "health", "measured", "findings"),
             (

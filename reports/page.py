@@ -151,7 +151,8 @@ def _criterion(outcome: Any, run: Run) -> dict[str, Any]:
     unknown = outcome.grade is Grade.UNKNOWN
     return {
         "kind": GRADES[outcome.grade], "grade": outcome.grade.value, "title": c.title,
-        "decides": c.decides, "shown": outcome.shown, "expected": str(c.condition),
+        "decides": c.decides, "phase": c.phase, "shown": outcome.shown,
+        "expected": str(c.condition),
         "source": c.source, "evidence": outcome.evidence,
         "command": run.fill(outcome.to_measure) if unknown else "",
     }  # fmt: skip
