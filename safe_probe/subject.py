@@ -29,7 +29,7 @@ from safe.training.launch import Launch, engine
 from safe.training.retention import build_retention
 from safe.training.run_directory import read_config
 from safe.training.stage_a import StageA
-from safe_probe.watch import batches_of
+from safe_probe.watch import batches_of, gate_at_end
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,7 @@ def _subject(
         plain, model, experiment.tokens, experiment.train.embeddings, config.optim.seed
     )
     trainer = StageA(model, experiment.dataset, config.optim, accelerator, retention)
+    warms_up = not trained and model.outer_gate.warmup_steps > 0
     return Subject(
         model=model,
         batches=batches_of(dataset, config.optim.seed, request.batches, request.batch_size),
@@ -187,7 +188,7 @@ def _subject(
         start=start or {},
         silence=torch.from_numpy(experiment.sounds.silence),
         clip_norm=config.optim.clip_norm,
-        further=further,
+        further=[*further, gate_at_end(trainer)] if warms_up else further,
         experiment=experiment,
     )
 

@@ -117,7 +117,7 @@ class ProbeWatch(Callback):
         log = [
             *self._records(trainer, trained, self._trained_on),
             *self._records(trainer, [n for n in probes if n in HELD_OUT], self._held_out),
-            *([_gate_at_end(trainer)] if "gates" in probes else []),
+            *([gate_at_end(trainer)] if "gates" in probes else []),
         ]
         if not self._writes:
             return
@@ -177,18 +177,18 @@ def _at_peak_rate(optimizer: Optimizer) -> Iterator[None]:
             group["lr"] = lr
 
 
-def batches_of(dataset: CaptionDataset, seed: int, count: int, size: int) -> list[Any]:
-    """The first ``count`` micro-batches of ``size`` training examples, as a training draws them."""
-    windows = epoch_windows(dataset.lengths(), size, 1, seed, epoch=0)
-    return [dataset.batch(window[0]) for window in windows[:count]]
-
-
-def _gate_at_end(trainer: StageA) -> Record:
+def gate_at_end(trainer: StageA) -> Record:
     """The outer gate at the last step, which the gates' own probe cannot know."""
     gate, last = trainer.model.outer_gate, trainer.total_steps
     value = gate.value * min(1.0, last / gate.warmup_steps if gate.warmup_steps else 1.0)
     step = trainer.position.step
     return Record(step, "gates", "gate", None, "outer_gate_at_end", value, "factor")
+
+
+def batches_of(dataset: CaptionDataset, seed: int, count: int, size: int) -> list[Any]:
+    """The first ``count`` micro-batches of ``size`` training examples, as a training draws them."""
+    windows = epoch_windows(dataset.lengths(), size, 1, seed, epoch=0)
+    return [dataset.batch(window[0]) for window in windows[:count]]
 
 
 def _gates_at_start(trainer: StageA) -> dict[str, torch.Tensor]:

@@ -130,6 +130,14 @@ def test_check_of_a_fresh_model(run: Any, tmp_path: Path) -> None:
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_a_warm_up_that_the_training_does_not_end_is_said_before(run: Any) -> None:
+    key = "model.fusion.gate_warmup_steps"
+    code, out, _ = run("gates", "--config", "demo", "--set", f"{key}=100000")
+    assert code == 0 and "SP202 warning" in out and "at the last step" in out
+    code, out, _ = run("gates", "--config", "demo", "--set", f"{key}=2")
+    assert code == 0 and "SP202" not in out
+
+
 def test_check_fails_on_a_broken_setting(run: Any) -> None:
     broken = ("gates", "--config", "demo", "--set", "model.fusion.gate_init=0")
     code, out, _ = run(*broken, "--set", "model.projector.scale=1e-30", "--json")
