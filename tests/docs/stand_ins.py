@@ -91,4 +91,5 @@ def downloads(llava: Path, clap: Path) -> Mapping[str, Callable[[Path], Any]]:
     return {
         "llava-hf/llava-1.5-13b-hf": lambda to: shutil.copytree(llava, to, dirs_exist_ok=True),
         "laion/clap-htsat-unfused": lambda to: shutil.copytree(clap, to, dirs_exist_ok=True),
+        "lukewys/laion_clap": lambda to: (to / "630k-audioset-best.pt").touch(),
     }
