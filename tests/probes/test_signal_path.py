@@ -1,13 +1,15 @@
 """A signal path finds the same modules in bare and wrapped models, and says what it cannot find."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from probes.context import Context
 from probes.errors import PathError
@@ -145,19 +147,29 @@ def test_what_cannot_be_measured_says_so(toy_path: SignalPath, toy: Any) -> None
     toy.adapter.extra = FullyShardedDataParallel()
     with pytest.raises(PathError, match=r"adapter.extra is a FullyShardedDataParallel: its param"):
         toy_path.resolve(toy)
-    split = type("FSDPModule", (nn.Linear,), {})
-    toy.adapter.extra = split(2, 2)
-    with pytest.raises(PathError, match=r"its trainable parameters are split over processes"):
-        toy_path.resolve(toy)
-    toy.adapter.extra = split(2, 2).requires_grad_(False)
-    toy_path.resolve(toy)
-    with pytest.raises(PathError, match=r"adapter.extra is a FSDPModule: .* in_step=True"):
-        Context.of(toy, path=toy_path)
-    Context.of(toy, path=toy_path, in_step=True)
     with pytest.warns(FutureWarning, match="deprecated"):
         toy.adapter.extra = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))
     with pytest.raises(PathError, match="TorchScript"):
         toy_path.resolve(toy)
+
+
+@pytest.fixture
+def one_process() -> Iterator[DeviceMesh]:
+    """torch.distributed of this process alone."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+def test_what_fsdp2_splits(toy_path: SignalPath, toy: Any, one_process: DeviceMesh) -> None:
+    toy.adapter.extra = fully_shard(nn.Linear(2, 2), mesh=one_process)
+    with pytest.raises(PathError, match=r"its trainable parameters are split over processes"):
+        toy_path.resolve(toy)
+    toy.adapter.extra.requires_grad_(False)
+    toy_path.resolve(toy)
+    with pytest.raises(PathError, match=r"adapter.extra is a FSDPModule: .* in_step=True"):
+        Context.of(toy, path=toy_path)
+    Context.of(toy, path=toy_path, in_step=True)
 
 
 def test_gate_values(toy: Any) -> None:

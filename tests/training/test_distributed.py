@@ -110,6 +110,25 @@ def worker(config: RunConfig, output: Path, *, shard: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_small_world")
+def test_the_command_under_torchrun(tiny_data: Path, tmp_path: Path) -> None:
+    programs = Path(sys.executable).parent
+    done = subprocess.run(
+        [programs / "torchrun", "--standalone", "--nproc-per-node", "2",
+         programs / "safe-train", "phase1", "--shard", "--device", "cpu", "--probe-every", "0",
+         "--backbone", "embedded", "--audio-encoder", "embedded", "--data", tiny_data,
+         "--set", "optim.max_steps=2", "--set", "evaluation.max_new_tokens=4",
+         "--set", "evaluation.bootstrap=10", "--output", tmp_path, "--name", "run"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    # two steps train nothing: a verdict of BLOCKED ends the first process with 1, and torchrun too
+    assert done.returncode == 1 and "BLOCKED: " in done.stdout, done.stdout + done.stderr
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert "layers split over 2 processes" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_small_world")
 @pytest.mark.parametrize("backbone", ["whole", "sharded"])
 def test_two_processes_train_what_one_does(
     backbone: str,
