@@ -13,17 +13,26 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE))  # `trials` is used here and in processes of its own
 LONG = (pytest.mark.trust, pytest.mark.slow, pytest.mark.timeout(3 * 3600))
+SHARE = float(os.environ.get("SHARE", "1"))
+"""Of the long form's repetitions: `make trust SHARE=0.1`."""
 SMALL = ("saves", "owners")
 """Trials that need no torch."""
 _figures: list[str] = []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """@pytest.mark.sizes(fast, long): the test's ``size``, the long one only by `make trust`."""
+    """@pytest.mark.sizes(fast, long): the test's ``size``, the long one only by `make trust`.
+
+    A fast one of None: by `make trust` alone. A long one below the fast one is no number of
+    repetitions but of cases that one of them takes together, and SHARE leaves it alone.
+    """
     mark = metafunc.definition.get_closest_marker("sizes")
     if mark is not None:
         fast, long = mark.args
-        metafunc.parametrize("size", [fast, pytest.param(long, marks=LONG)])
+        if fast is None or long > fast:
+            long = max(fast or 1, round(SHARE * long))
+        short = [] if fast is None else [fast]
+        metafunc.parametrize("size", [*short, pytest.param(long, marks=LONG)])
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

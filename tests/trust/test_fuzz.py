@@ -44,18 +44,16 @@ def test_by_hypothesis(name: str, size: int, tiny_run: Any, figure: Any, tmp_pat
     assert grown < MEGABYTES
 
 
-@pytest.mark.trust
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.sizes(None, 10_000)
 @pytest.mark.skipif(
     importlib.util.find_spec("atheris") is None,
     reason="needs atheris, absent here: pip install 'safe-probe[fuzz]'",
 )
 @pytest.mark.parametrize("name", TARGETS)
 def test_by_coverage(
-    name: str, tiny_run: Any, figure: Any, repo_root: Path, tmp_path: Path
+    name: str, size: int, tiny_run: Any, figure: Any, repo_root: Path, tmp_path: Path
 ) -> None:
-    cases = 1_000 if name in SLOW else 10_000
+    cases = size // 10 if name in SLOW else size
     path = os.pathsep.join([str(repo_root), str(repo_root / "tests" / "trust")])
     done = subprocess.run(
         [sys.executable, "-m", "trials.fuzz_by_coverage", name, tmp_path, tiny_run.folder,

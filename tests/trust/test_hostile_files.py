@@ -17,6 +17,7 @@ from configs.errors import ModelError
 from safe.child import Child
 from safe.models.audio_encoders import checkpoint
 from safe.models.audio_encoders.checkpoint import open_checkpoint, open_in
+from safe.models.foreign_checkpoint import rewrite
 
 EVERY = ("",)
 
@@ -56,6 +57,16 @@ def test_foreign_checkpoints(child: Child, figure: Any, tmp_path: Path) -> None:
     )
     assert wrong == []
     assert len(kinds) >= 60 and grown < 100
+
+
+def test_nothing_is_run_where_it_is_opened(tmp_path: Path) -> None:
+    canary, path, answers = tmp_path / "canary", tmp_path / "stranger.pt", []
+    for name, content in files(canary):
+        if name.startswith("reduce-"):
+            path.write_bytes(content)
+            answers.append(rewrite({"path": path, "target": tmp_path / "b", "parts": [""]})[0])
+            assert not canary.exists(), name
+    assert len(answers) > 5 and all(answer["refused"] for answer in answers)
 
 
 def test_bombs_break_a_limit(

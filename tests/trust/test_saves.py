@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 
-@pytest.mark.sizes(150, 5000)
+@pytest.mark.sizes(500, 5000)
 def test_kill_9_at_random_moments(size: int, trial: Any, figure: Any, tmp_path: Path) -> None:
     found = trial("saves:kill", folder=tmp_path, rounds=size)
     figure(

@@ -1,4 +1,4 @@
-"""Known bugs, put back one at a time: the trials notice each of them, and nothing without them."""
+"""Known bugs, put back one at a time: trials and suite notice each, and nothing without them."""
 
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,36 @@ BUGS = (
     ("truncated_audio", "inputs:truncated", {}, ("accepted",)),
     ("paths_outside", "inputs:traversal", {}, ("outside",)),
 )
+# the bug, and a test outside this folder's trials that must fail with it
+SUITE = {
+    "in_place_save":
+        ("training/test_checkpoint", "test_a_failing_writer_leaves_nothing_and_its_own_error"),
+    "remove_then_rename":
+        ("training/test_checkpoint", "test_two_newest_good_ones_are_kept"),
+    "no_sampler_state":
+        ("training/test_stage_a", "test_state_round_trip_goes_on_at_the_same_window"),
+    "generators_not_restored":
+        ("training/test_state", "test_all_generators_return_and_saving_moves_none"),
+    "nan_is_a_number":
+        ("training/test_stage_a", "test_gradient_that_is_not_finite_moves_nothing_and_is_counted"),
+    "unescaped_field":
+        ("reports/test_html", "test_hostile_text_stays_text"),
+    "raw_pickle":
+        ("trust/test_hostile_files", "test_nothing_is_run_where_it_is_opened"),
+    "hooks_stay":
+        ("probes/test_session", "test_everything_is_as_found"),
+    "line_ends_in_captions":
+        ("evaluation/test_text", "test_clean_caption_is_one_line_and_stable"),
+    "stale_lock":
+        ("training/test_run_directory", "test_a_lock_left_by_a_reused_process_number_is_recovered"),
+    "truncated_audio":
+        ("data/test_audio", "test_a_file_that_is_cut_short"),
+    "paths_outside":
+        ("data/test_sources", "test_a_name_that_leads_outside_is_refused"),
+}  # fmt: skip
 NO_FOLDER = ("numbers:sites", "leaks:probes", "inputs:captions", "training:order")
 _noticed: dict[str, bool] = {}
+_failed: dict[str, bool] = {}
 
 
 @pytest.fixture
@@ -48,10 +76,22 @@ def test_known_bug_is_noticed(
     assert _noticed[bug], f"{name} says {found}"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", SUITE)
+def test_suite_notices_a_known_bug(bug: str, trial: Any, repo_root: Path, tmp_path: Path) -> None:
+    file, name = SUITE[bug]
+    test = f"tests/{file}.py::{name}"
+    found = trial("suite:run", patch=bug, root=repo_root, test=test, folder=tmp_path)
+    _failed[bug] = found["failed"] > 0
+    assert _failed[bug], f"{test} says {found}"
+
+
 def test_how_many_were_noticed(figure: Any) -> None:
-    missed = [bug for bug, noticed in _noticed.items() if not noticed]
-    figure(f"known bugs put back: {len(_noticed) - len(missed)} of {len(_noticed)} noticed")
-    assert missed == []
+    for what, noticed in (("the trials", _noticed), ("the suite's other tests", _failed)):
+        missed = [bug for bug, seen in noticed.items() if not seen]
+        caught = f"{len(noticed) - len(missed)} of {len(noticed)}"
+        figure(f"known bugs put back: {caught} noticed by {what}")
+        assert missed == []
 
 
 def test_temporary_folders_that_stay_are_noticed(trial: Any, tmp_path: Path) -> None:

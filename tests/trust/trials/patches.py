@@ -133,7 +133,8 @@ def paths_outside() -> None:
     """A manifest may name any file."""
     from safe.data import audio_files, rows
 
-    rows.relative_path = lambda value, _place: value
+    # the code and not the name: other modules have taken the function under its name
+    rows.relative_path.__code__ = (lambda value, place: value).__code__  # noqa: ARG005
     audio_files.AudioFiles.named = lambda self, name: (self.root / name, False)  # type: ignore
 
 
