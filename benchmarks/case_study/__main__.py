@@ -101,7 +101,7 @@ def _run(job: Job, arguments: argparse.Namespace) -> bool:
         console.print(str(stop), markup=False)
         raise KeyboardInterrupt from None
     row = row_of(variant.name, seed, run, split.unheard)
-    with file_lock(output / "lock"):
+    with file_lock(output / "rows.lock"):  # another process may be preparing for long
         _keep([*rows(arguments.results), row], arguments.results, split)
     return True
 

@@ -32,6 +32,7 @@ def row_of(name: str, seed: int, folder: Path, unheard: Collection[str]) -> Row:
     return {
         "variant": name,
         "seed": seed,
+        "dtype": run.config.model.dtype,
         "steps": run.last_step,
         "trainable": run.facts.value("parameters", "model", "trainable"),
         "cider": {"value": scores["cider"], "interval": list(scores["cider_interval"])},

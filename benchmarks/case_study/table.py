@@ -8,17 +8,18 @@ from benchmarks.case_study.variants import VARIANTS
 
 Row = dict[str, Any]
 _HEAD = (
-    "run", "seeds", "CIDEr", "heard", "unheard", "another's audio", "first loss", "last loss",
-    "contribution before", "probes before", "after", "gap",
+    "run", "seeds", "dtype", "CIDEr", "heard", "unheard", "another's audio", "first loss",
+    "last loss", "contribution before", "probes before", "after", "gap",
 )  # fmt: skip
 
 
 def table(rows: Sequence[Row]) -> str:
     """A line per variant: means over its seeds, and the extremes where there are several.
 
-    ``contribution before``: of the fusion layers before the first step, least to most;
-    ``probes before``: the root cause among the findings; ``after``: the verdict;
-    ``gap``: what another clip's audio costs on validation clips, nats/token.
+    ``dtype``: of the frozen backbone; ``contribution before``: of the fusion layers before the
+    first step, least to most; ``probes before``: the root cause among the findings;
+    ``after``: the verdict; ``gap``: what another clip's audio costs on validation clips,
+    nats/token.
     """
     lines = [_line(_HEAD), _line(["---"] * len(_HEAD))]
     for name, variant in VARIANTS.items():
@@ -32,6 +33,7 @@ def _cells(rows: Sequence[Row]) -> list[str]:
     layers = [value for row in rows for value in row["before"]["contribution"].values()]
     return [
         str(len(rows)),
+        _every(row["dtype"] for row in rows),
         _score(rows, "cider"),
         _score(rows, "heard"),
         _score(rows, "unheard"),
