@@ -1,14 +1,14 @@
 """A signal path finds the same modules in bare and wrapped models, and says what it cannot find."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import distributed, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from probes.context import Context
@@ -153,16 +153,8 @@ def test_what_cannot_be_measured_says_so(toy_path: SignalPath, toy: Any) -> None
         toy_path.resolve(toy)
 
 
-@pytest.fixture
-def one_process() -> Iterator[DeviceMesh]:
-    """torch.distributed of this process alone."""
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    distributed.destroy_process_group()
-
-
-def test_what_fsdp2_splits(toy_path: SignalPath, toy: Any, one_process: DeviceMesh) -> None:
-    toy.adapter.extra = fully_shard(nn.Linear(2, 2), mesh=one_process)
+def test_what_fsdp2_splits(toy_path: SignalPath, toy: Any, process_group: None) -> None:
+    toy.adapter.extra = fully_shard(nn.Linear(2, 2), mesh=init_device_mesh("cpu", (1,)))
     with pytest.raises(PathError, match=r"its trainable parameters are split over processes"):
         toy_path.resolve(toy)
     toy.adapter.extra.requires_grad_(False)
