@@ -133,7 +133,9 @@ class SAFEModel(nn.Module):
         }
 
     @contextmanager
-    def hearing(self, audio: Tensor | None, seconds: Tensor | None = None) -> Iterator[None]:
+    def hearing(
+        self, audio: Tensor | None, seconds: Tensor | None = None, first: Tensor | None = None
+    ) -> Iterator[None]:
         """Let the backbone hear ``audio`` in every forward pass inside the ``with`` block.
 
         Audio tokens, keys and values are computed once, on entry. A batch that beam search
@@ -142,6 +144,8 @@ class SAFEModel(nn.Module):
         Args:
             audio: [B, D] audio embeddings ([B, M, D] local features), or None for no audio.
             seconds: [B] clip lengths in seconds, used by the adaptive projector only.
+            first: [B, T] booleans, the tokens that ``skip_first_token`` leaves alone; by default
+                those of position 0, as the decoder tells its layers.
         """
         gate = self.outer_gate.effective
         handles = []
@@ -150,7 +154,7 @@ class SAFEModel(nn.Module):
                 tokens, mask = self.audio_tokens(audio, seconds)
                 skip = self.config.fusion.skip_first_token
                 for index, block in self.fusion.blocks().items():
-                    hook = _FusionHook(block, *block.keys_values(tokens), mask, gate, skip)
+                    hook = _FusionHook(block, *block.keys_values(tokens), mask, gate, skip, first)
                     # first in the row: every other hook sees what really leaves the layer
                     handle = self.layers[index].register_forward_hook(
                         hook, prepend=True, with_kwargs=True
@@ -192,12 +196,10 @@ class SAFEModel(nn.Module):
             backbone_inputs: passed to the backbone, e.g. ``pixel_values``.
         """
         _check_count(input_ids, audio, seconds)
-        skip = self.config.fusion.skip_first_token
-        if skip and attention_mask is not None and not backbone_inputs:
-            # counted as generate() does: padding on the left must not take position 0
-            backbone_inputs = {"position_ids": (attention_mask.long().cumsum(-1) - 1).clamp(min=0)}
+        # position 0 is that of the first token behind padding on the left, as in generate()
+        first = None if attention_mask is None else attention_mask.long().cumsum(-1) <= 1
         supervised = None if labels is None else labels[:, 1:] != IGNORED
-        with self.hearing(audio, seconds), self._head_sees(supervised):
+        with self.hearing(audio, seconds, first), self._head_sees(supervised):
             logits = self.backbone(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False,
                 **backbone_inputs,
@@ -274,8 +276,10 @@ class _FusionHook:
         mask: Tensor | None,
         gate: float,
         skip_first_token: bool,
+        first: Tensor | None,
     ) -> None:
         self.block, self.gate, self.skip_first_token = block, gate, skip_first_token
+        self.first = first
         self.clips: tuple[Tensor, Tensor, Tensor | None] = (key, value, mask)
         self.audio = self.clips
 
@@ -296,7 +300,8 @@ class _FusionHook:
                 "model.fusion.skip_first_token = True: this decoder does not tell its layers the "
                 "positions of their tokens; set it to false"
             )
-        return (positions == 0).to(hidden.device)
+        first = positions == 0 if self.first is None else self.first
+        return first.to(hidden.device)
 
     def _repeated(self, batch: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Each clip's audio for ``batch / clips`` adjacent texts, as beam search lays them out."""

@@ -192,11 +192,11 @@ def test_padding_is_on_the_left(folder: Path) -> None:
 
 @pytest.fixture
 def model_of(make_config: Callable[..., ModelConfig]) -> Maker:
-    """model_of(backbone) -> SAFEModel whose audio is loud."""
+    """model_of(backbone, ...) -> SAFEModel whose audio is loud."""
 
-    def make(backbone: Backbone) -> SAFEModel:
+    def make(backbone: Backbone, **config: Any) -> SAFEModel:
         torch.manual_seed(0)
-        model = SAFEModel(backbone, make_config())
+        model = SAFEModel(backbone, make_config(**config))
         with torch.no_grad():
             for name, parameter in model.fusion.named_parameters():
                 if "lora_" in name:
@@ -278,6 +278,35 @@ def test_picture_and_sound_both_count(folder: Path, model_of: Maker) -> None:
             alone = model(**inputs(folder, rows=part), audio=audio[part]).logits[:, -1]
             # worst case measured 3.6e-6, of logits up to 4
             assert (alone - both[part]).abs().max() < 1e-4
+
+
+def test_position_0_is_behind_the_padding_with_pictures_too(
+    folder: Path, model_of: Maker
+) -> None:
+    """A padded prompt says what it says alone, and generating begins as a forward pass ends."""
+    batch, audio = inputs(folder), torch.randn(2, AUDIO_DIM)
+    backbone = load_backbone(str(folder), dtype="float32")
+    model = model_of(backbone, fusion={"skip_first_token": True})
+    if folder.name == "qwen2_vl":
+        with pytest.raises(ModelError, match="does not tell its layers the positions"):
+            model(**batch, audio=audio)
+        return
+    with torch.no_grad():
+        heard, silent = model(**batch, audio=audio).logits, model(**batch).logits
+        everywhere = model_of(backbone)(**batch, audio=audio).logits
+        alone = [
+            model(**inputs(folder, rows=slice(row, row + 1)), audio=audio[row : row + 1])
+            for row in (0, 1)
+        ]
+    options = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True}
+    first = model.generate(**batch, audio=audio, output_logits=True, **options).logits[0]
+    # worst case measured 4e-6, of logits up to 4
+    last = torch.cat([one.logits[:, -1] for one in alone])
+    torch.testing.assert_close(last, heard[:, -1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(first, heard[:, -1], rtol=0, atol=1e-4)
+    for row, place in enumerate(batch["attention_mask"].long().argmax(1)):
+        assert torch.equal(heard[row, place], silent[row, place])
+        assert (everywhere[row, place] - silent[row, place]).abs().max() > 0.1
 
 
 def test_prompt_by_family(folder: Path) -> None:
