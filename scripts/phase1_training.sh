@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=safe-phase1
 #SBATCH --gpus=1
+#SBATCH --cpus-per-gpu=8
+#SBATCH --mem-per-gpu=48G
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue

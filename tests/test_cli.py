@@ -106,8 +106,8 @@ def test_interrupted_run_exits_with_3_and_says_how_to_go_on(
         raise Interrupted("SIGTERM received: saved at step 3 of 6; go on with: safe-train demo")
 
     monkeypatch.setattr(run_module, "start", stopped)
-    code, out, _ = call("demo", "--output", str(tmp_path), "--device", "cpu")
-    assert code == 3 and out.splitlines()[-1].startswith("SIGTERM received: saved at step 3 of 6")
+    code, _, err = call("demo", "--output", str(tmp_path), "--device", "cpu")
+    assert code == 3 and err.startswith("SIGTERM received: saved at step 3 of 6")
 
     def second_ctrl_c(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt

@@ -4,7 +4,7 @@ import io
 import json
 import shlex
 import shutil
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,11 +109,11 @@ def test_command_only_says_unless_told_to_apply(
         raise Interrupted("SIGTERM received: saved at step 1 of 9; go on with: ...")
 
     monkeypatch.setattr(run_module, "start", start)
-    out = io.StringIO()
-    with redirect_stdout(out):
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
         assert cli.main(["rollback", str(phase1_run)]) == 0
         assert cli.main(["rollback", str(phase1_run), "--apply"]) == 3
-    assert out.getvalue().count("start it with: ") == 2 and "SIGTERM received" in out.getvalue()
+    assert out.getvalue().count("start it with: ") == 2 and "SIGTERM received" in err.getvalue()
 
 
 @pytest.mark.usefixtures("in_small_world")

@@ -112,6 +112,13 @@ def test_a_job_goes_on_with_its_run_and_is_queued_again(
 
 def test_what_is_kept_of_a_command() -> None:
     assert without_slurm(["a", "--slurm", "x=1", "--b", "--slurm=y=2", "c"]) == ["a", "--b", "c"]
+
+
+def test_an_option_that_is_cut_short_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """Else the job would find --slur in its own command, and queue itself again without end."""
+    with pytest.raises(SystemExit):
+        main(["demo", "--slur", "partition=gpu"])
+    assert "unrecognized arguments: --slur" in capsys.readouterr().err
     words = ["full", "--track=wandb", "--set", "a=b", "--probe-every", "5"]
     assert going_on(words, "r") == ["full", "--resume", "r", "--track=wandb", "--probe-every", "5"]
 

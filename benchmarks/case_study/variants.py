@@ -20,6 +20,8 @@ FIXES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """The five fixes of Phase 1, each by the values it changes. Source: seed, sections 1 to 5."""
 MAIN_SEEDS, SEEDS = (0, 1, 2), (0,)
+SHORT_WARMUP = {"model.fusion.gate_warmup_steps": 57}
+"""The share of 224 steps that the seed's 2,000 are of 7,800 (AudioCaps, 20 epochs of 128 clips)."""
 _SKIP = {"model.fusion.skip_first_token": True}
 _RESAMPLER = {"model.projector.kind": "resampler"}
 
@@ -66,6 +68,13 @@ def _with(fix: str) -> Variant:
     )  # fmt: skip
 
 
+def _warmed_up(variant: Variant) -> Variant:
+    return Variant(
+        f"{variant.name}-short-warm-up", f"{variant.title}, warm-up to scale", variant.base,
+        values={**variant.values, **SHORT_WARMUP},
+    )  # fmt: skip
+
+
 def _slug(fix: str) -> str:
     return fix.replace(" ", "-")
 
@@ -77,6 +86,9 @@ VARIANTS: dict[str, Variant] = {
         Variant("phase1", "phase1, all five fixes", seeds=MAIN_SEEDS),
         *map(_without, FIXES),
         *map(_with, FIXES),
+        _warmed_up(Variant("full", "baseline", base="full")),
+        *(_warmed_up(_with(fix)) for fix in FIXES if fix != "no warm-up"),
+        _warmed_up(Variant("phase1", "phase1")),
         Variant("calibrated", "phase1, calibrated", calibrated=True, seeds=MAIN_SEEDS),
         Variant("layer-norms", "phase1 with both LayerNorms", layer_norms=True),
         Variant("resampler", "resampler, calibrated", values=_RESAMPLER, calibrated=True),

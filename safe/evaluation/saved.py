@@ -31,6 +31,7 @@ def evaluate_saved(
     split: str | None = None,
     output: Path | None = None,
     device: str = "auto",
+    shard: bool = False,
 ) -> tuple[Evaluation, Path] | None:
     """Load an adapter into its backbone and evaluate it with all controls.
 
@@ -42,7 +43,8 @@ def evaluate_saved(
         split: split to score; by default the run's test split.
         output: folder of the results; by default ``RUN/evaluations/NAME-SPLIT``
             (``NAME-DATA-SPLIT`` with other data).
-        device: "auto" or "cpu".
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        shard: split the frozen backbone over the processes.
 
     Returns:
         The evaluation and the folder it was written to; None in all processes but the first.
@@ -56,18 +58,21 @@ def evaluate_saved(
     root = config.data.root if data is None else data
     scored = config.data.test_split if split is None else split
     config = replace(config, data=replace(config.data, root=root, test_split=scored))
-    config, accelerator = engine(config, Launch(console=console, device=device))
+    config, accelerator = engine(config, Launch(console=console, device=device, shard=shard))
     name = adapter.name if adapter.name == ADAPTER_NAME else adapter.parent.name
     heard = scored if data is None else f"{Path(data).resolve().name}-{scored}"
     folder = output or run / "evaluations" / f"{name}-{heard}"
     unscored = None
     with Interrupt() as interrupt, Heartbeat(interrupt):
-        experiment = prepare(config, accelerator, console, dotted_fields(), interrupt=interrupt)
+        experiment = prepare(
+            config, accelerator, console, dotted_fields(), shard=shard, interrupt=interrupt
+        )
         load_adapter(experiment.model, adapter)
         console.print(f"evaluating {adapter}", markup=False)
         evaluator = Evaluator(
-            experiment.tokens, experiment.test, config.evaluation, config.optim.seed
-        )
+            experiment.tokens, experiment.test, config.evaluation, config.optim.seed,
+            in_step=experiment.sharded,
+        )  # fmt: skip
         if processes.rank() == 0:
             unscored = Unscored.of(
                 (folder, run), adapter, evaluator.split, config.evaluation, config.optim.seed

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from configs.schema import RunConfig
+from safe.training.retention_images import RetentionImages, image_tokens
 
 CUDA_CONTEXT = 1_000_000_000
 """Bytes that CUDA and its libraries take before the first tensor; about 0.5 to 1 GB."""
@@ -15,7 +16,7 @@ USABLE = 0.95
 PROMPT_TOKENS = 24
 """LLaVA-1.5's prompt for a caption, rounded up; used where there is no tokenizer to ask."""
 
-_GRADIENT, _ADAM = 4, 8
+_GRADIENT, _ADAM, _FISHER = 4, 8, 8
 _BLOCK_4BIT, _LEVELS_4BIT = 64, 16
 
 
@@ -33,36 +34,47 @@ class MemoryPart:
 
 
 def training_memory(
-    weights: int, trainable: int, text: Any, config: RunConfig, prompt_tokens: int = PROMPT_TOKENS
+    weights: int,
+    trainable: int,
+    backbone: Any,
+    config: RunConfig,
+    prompt_tokens: int = PROMPT_TOKENS,
 ) -> list[MemoryPart]:
     """Bytes of a training step on one device: exact but for the activations.
 
     Args:
         weights: bytes of all parameters, each once.
         trainable: number of trainable parameters; they are float32.
-        text: the decoder's configuration (hidden_size, intermediate_size, vocab_size).
-        config: precision, batch, caption length, fusion layers.
+        backbone: the backbone; its configuration counts.
+        config: precision, batch, caption length, fusion layers, retention.
         prompt_tokens: tokens in front of every caption.
     """
-    return [
+    parts = [
         MemoryPart("weights", weights, "bytes of all parameters, each once"),
         MemoryPart("gradients", trainable * _GRADIENT, f"{_GRADIENT} x trainable (float32)"),
         MemoryPart("optimizer", trainable * _ADAM, f"{_ADAM} x trainable (AdamW: two moments)"),
-        _activations(text, config, prompt_tokens),
+        _activations(backbone, config, prompt_tokens),
     ]
+    if config.retention.variant in ("fisher_retention", "full_retention"):
+        why = "8 x trainable (start and importance, float32)"
+        parts.append(MemoryPart("retention", trainable * _FISHER, why))
+    return parts
 
 
-def _activations(text: Any, config: RunConfig, prompt_tokens: int) -> MemoryPart:
+def _activations(backbone: Any, config: RunConfig, prompt_tokens: int) -> MemoryPart:
     """What autograd keeps of the frozen decoder above the first fusion layer.
 
     A frozen linear layer keeps nothing, but an 8-bit one its input. Kept per token and layer: the
     float32 inputs of two norms (8 H), query, key, value and result of the attention (4 H b), three
     products of the MLP (3 I b), and for 8 bits the results of the norms (2 H b); per token and
     fusion layer: the float32 input of the norm (4 H), the inputs of two LoRAs, the query, what was
-    heard and the branch (5 H b).
+    heard and the branch (5 H b). A step of retention runs the model on its own, on pictures that
+    may be longer than a micro-batch of captions.
     """
+    text = backbone.config.get_text_config(decoder=True)
     b = 2 if config.model.dtype == "bfloat16" else 4
-    tokens = config.optim.batch_size * (prompt_tokens + config.data.max_caption_tokens + 1)
+    length = prompt_tokens + config.data.max_caption_tokens + 1
+    tokens = max(config.optim.batch_size * length, _retained_tokens(backbone, config, length))
     layers = config.model.num_layers - 1 - min(config.model.fusion.layers)
     fusions = len(config.model.fusion.layers)
     width, inner = text.hidden_size, text.intermediate_size
@@ -80,6 +92,14 @@ def _activations(text: Any, config: RunConfig, prompt_tokens: int) -> MemoryPart
         f"logits x {b + 8} bytes"
     )
     return MemoryPart("activations", tokens * (kept + fusions * fusion) + logits, formula)
+
+
+def _retained_tokens(backbone: Any, config: RunConfig, length: int) -> int:
+    """Tokens of the pictures of retention; 0 where none are shown."""
+    shown = config.retention.variant in ("soft_retention", "full_retention")
+    if backbone.config.model_type != "llava" or getattr(backbone, "text_only", False) or not shown:
+        return 0
+    return RetentionImages.SIZE * (image_tokens(backbone.config) + length)
 
 
 def quantized_bytes(backbone: Any, kind: Literal["8bit", "4bit"]) -> int:

@@ -225,13 +225,12 @@ def _parameters(model: SAFEModel) -> dict[str, int]:
 
 
 def _memory(model: SAFEModel, config: RunConfig, prompt_tokens: int) -> list[MemoryPart]:
-    text = model.backbone.config.get_text_config(decoder=True)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     if config.model.quantization is not None:
         whole = sum(p.numel() * p.element_size() for p in model.backbone.parameters())
         weights += quantized_bytes(model.backbone, config.model.quantization) - whole
-    return training_memory(weights, trainable, text, config, prompt_tokens)
+    return training_memory(weights, trainable, model.backbone, config, prompt_tokens)
 
 
 def _fits(

@@ -48,6 +48,7 @@ def _memory(plan: Plan) -> list[str]:
         "gradients": "4 bytes x trainable",
         "optimizer": "8 bytes x trainable",
         "activations": "an estimate (see --json)",
+        "retention": "8 bytes x trainable",
     }
     about = f"micro-batch {optim.batch_size}"
     return [

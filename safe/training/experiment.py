@@ -116,7 +116,9 @@ def prepare(
         SafeError: whatever of the user's input cannot be used, see the parts.
     """
     clips = read_clips(config.data, accelerator, console)
-    encoder = load_features(config.model.audio_encoder, config.model.audio_features)
+    encoder = load_features(
+        config.model.audio_encoder, config.model.audio_features, accelerator.device
+    )
     backbone = load(config, console)
     config, notes = adapt_to_backbone(
         config, backbone.hidden_size, backbone.num_layers, backbone.name, explicit
@@ -131,11 +133,11 @@ def prepare(
     sounds = listen(config, clips, encoder, console, interrupt or Interrupt())
     set_seed(config.optim.seed)
     model = SAFEModel(backbone, config.model)
-    if config.model.device_map is None:
-        model.to(accelerator.device)
-    if shard:
+    if shard:  # before it moves: the device is too small for the whole backbone
         count = shard_backbone(model, accelerator)
         console.print(f"  {count} layers split over {accelerator.num_processes} processes")
+    if config.model.device_map is None:
+        model.to(accelerator.device)
     tokens = CaptionTokens(backbone.tokenizer, model.prompt)
     dataset = _dataset(sounds.splits[config.data.train_split], tokens, config)
     if dataset.truncated:

@@ -18,6 +18,12 @@ class Interrupted(Exception):
     """A signal asked the run to stop; what there is is saved, the message says how to go on."""
 
 
+def ignore_signals() -> None:
+    """Ignore what asks to stop from now on: everything is saved, and the process is ending."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Interrupt:
     """Context manager that turns SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C into a flag.
 

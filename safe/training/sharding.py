@@ -16,6 +16,9 @@ from safe.models.safe_model import SAFEModel
 def shard_backbone(model: SAFEModel, accelerator: Accelerator) -> int:
     """Split the frozen layers of ``model`` without fusion over all processes.
 
+    Each layer goes whole to the accelerator's device, and all but a share of it leaves again before
+    the next one comes; the rest of the model stays where it is.
+
     Returns:
         How many layers were split.
 

@@ -105,14 +105,19 @@ def test_every_number_by_hand(name: str, size: str, quantization: str | None, me
                           / plan.config.optim.accumulation)  # fmt: skip
     assert plan.steps == epochs * per_epoch == plan.steps_per_epoch * epochs
     assert plan.tokens_per_step == 128 * (24 + 49)
-    # activations per clip, and what fits
+    # activations, of captions or of the pictures of soft retention, and what fits
     first = min(plan.config.model.fusion.layers)
     layer = 8 * width + (6 if quantization == "8bit" else 4) * width * 2 + 3 * inner * 2
-    clip = 73 * ((layers - 1 - first) * layer + fusions * 14 * width) + 49 * 32_064 * 10
-    fixed = parts["weights"] + 12 * trainable
-    assert plan.total_bytes == fixed + plan.config.optim.batch_size * clip
+    token = (layers - 1 - first) * layer + fusions * 14 * width
+    pictures = 2 * (576 + 73) if name == "full" else 0
+
+    def total(clips: int) -> int:
+        kept = max(73 * clips, pictures) * token + 49 * clips * 32_064 * 10
+        return parts["weights"] + 12 * trainable + kept
+
+    assert plan.total_bytes == total(plan.config.optim.batch_size)
     room = 0.95 * memory * 1e9 - 1e9
-    best = max((n for n in (1, 2, 4, 8, 16, 32, 64, 128) if fixed + n * clip <= room), default=None)
+    best = max((n for n in (1, 2, 4, 8, 16, 32, 64, 128) if total(n) <= room), default=None)
     assert plan.fits[0].batch_size == best
     assert (plan.stated is not None) == (size == "13b" and not words and name != "phase2")
 
@@ -215,8 +220,28 @@ def test_activations_are_what_autograd_keeps(checkpointing: bool) -> None:
     measured = sum(size for place, (size, _) in kept.items() if place not in weights)
     if checkpointing:
         measured += ids.numel() * (8 * 256 + 4 * 256 * 2 + 3 * 688 * 2)
-    planned = training_memory(0, 0, text, config)[-1].bytes
+    planned = training_memory(0, 0, backbone.model, config)[-1].bytes
     assert planned == pytest.approx(measured, rel=0.04)
+
+
+def test_retention_has_its_own_step_and_its_own_tensors(tmp_path: Path) -> None:
+    """Two pictures of 576 tokens are longer than eight captions; language models see none."""
+
+    def parts(retention: str, **options: Any) -> dict[str, Any]:
+        plan = plan_run("full", [f"retention.variant={retention}"], **options)
+        return {part.name: part for part in plan.memory} | {"trainable": plan.parameters}
+
+    bare, soft, full = map(parts, ("no_retention", "soft_retention", "full_retention"))
+    assert bare["activations"].formula.startswith(f"estimate: {8 * (24 + 49)} tokens")
+    assert soft["activations"].formula.startswith(f"estimate: {2 * (576 + 24 + 49)} tokens")
+    assert "retention" not in soft and full["activations"] == soft["activations"]
+    assert full["retention"].bytes == 8 * full["trainable"]["trainable"]
+    LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=20, num_attention_heads=4,
+        vocab_size=100, architectures=["LlamaForCausalLM"],
+    ).save_pretrained(tmp_path)  # fmt: skip
+    deaf, blind = (parts(v, backbone=str(tmp_path)) for v in ("no_retention", "soft_retention"))
+    assert blind["activations"] == deaf["activations"]
 
 
 def test_quantised_bytes_by_hand() -> None:

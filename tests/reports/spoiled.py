@@ -92,7 +92,8 @@ def shown_as(bad: str, place: str) -> set[str]:
         bad = _valid(bad)[:99]
     written = (bad, repr(bad)[1:-1], shlex.quote(f"{bad} ")[1:-2], bad.replace("; ", " "))
     whole = set(map(plain, written))
-    shortened = {f"{plain(bad)[:37]}..."} if place in _LABELS else set()
+    cut = (37, 37 - len("layer ")) if place in _LABELS else ()
+    shortened = {f"{(plain(bad) + mark(place))[:length]}..." for length in cut}
     return {text + mark(place) for text in whole} | shortened
 
 

@@ -18,12 +18,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 
 from configs.overrides import dotted_fields
 from configs.schema import RunConfig
 from probes.record import RecordLog
 from safe.data import cache
 from safe.data.encoding import encode_batch
+from safe.evaluation.saved import evaluate_saved
+from safe.models.safe_model import SAFEModel
 from safe.slurm import join_step
 from safe.training.checkpoint import step_name
 from safe.training.launch import Launch
@@ -94,6 +97,14 @@ def worker(config: RunConfig, output: Path, *, shard: bool) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return step
 
+    def to(self: SAFEModel, *args: Any) -> Any:
+        """A device that cannot hold the whole backbone must never be given the whole of it."""
+        fused = self.fusion.blocks()
+        frozen = [layer for index, layer in self.layers.items() if index not in fused]
+        assert frozen and all(isinstance(layer, FSDPModule) == shard for layer in frozen)
+        return move(self, *args)
+
+    move, SAFEModel.to = SAFEModel.to, to  # type: ignore[method-assign]
     StageA.take_step = with_signal  # type: ignore[method-assign]
     encoded: list[int] = []
     cache.encode_batch = lambda encoder, waves, dim: (
@@ -106,6 +117,10 @@ def worker(config: RunConfig, output: Path, *, shard: bool) -> None:
     launch = Launch(Console(file=io.StringIO()), output, device="cpu", shard=shard)
     evaluation = resume(output / "two", launch, [probe_watch(shard=shard)])
     assert (evaluation is not None) == (os.environ["RANK"] == "0")
+    again = evaluate_saved(
+        output / "two", launch.console, output=output / "again", device="cpu", shard=shard
+    )
+    assert (again is not None) == (os.environ["RANK"] == "0")
 
 
 @pytest.mark.slow
@@ -173,6 +188,8 @@ def test_two_processes_train_what_one_does(
     for file in (f"captions/{step_name(3)}.jsonl", "captions/final.jsonl", "evaluation.json"):
         one_has, two_has = ((tmp_path / name / file).read_text() for name in ("one", "two"))
         assert one_has == two_has, file
+    own, again = ((tmp_path / name / "evaluation.json").read_text() for name in ("two", "again"))
+    assert again == own  # `safe-train evaluate` in two processes
     for name in ("adapter_model.safetensors", "safe_adapter.safetensors"):
         ours, theirs = (load_file(tmp_path / run / "adapter" / name) for run in ("one", "two"))
         assert ours.keys() == theirs.keys()

@@ -20,7 +20,8 @@ from configs.overrides import apply_values
 from configs.schema import RunConfig
 from safe.data.manifests import load_split
 from safe.data.mapped_rows import MappedRows
-from safe.models.audio_encoders import FrozenEncoder, load_audio_encoder
+from safe.models.audio_encoders import FrozenEncoder, load_audio_encoder, load_features
+from safe.models.audio_encoders.local import LocalFeatures
 from safe.training import experiment as experiment_module
 from safe.training.experiment import Experiment, prepare, silence_embedding
 from safe.training.interrupt import Interrupt, Interrupted
@@ -167,6 +168,25 @@ def test_silence_is_what_the_encoder_hears_in_zeros(
 
     with pytest.raises(DataError, match="broken gives NaN or Inf for silence"):
         silence_embedding(Broken(), experiment.train)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("features", ["pooled", "local"])
+def test_the_encoder_goes_to_the_device_of_the_training(features: Any) -> None:
+    encoder = load_features("embedded", features, torch.device("meta"))
+    network = encoder.encoder if isinstance(encoder, LocalFeatures) else encoder
+    assert isinstance(network, FrozenEncoder)
+    assert {tensor.device.type for tensor in network.parameters()} == {"meta"}
+
+
+def test_clips_are_heard_on_that_device(
+    tiny_data: Path, make_tiny_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        experiment_module, "load_features", lambda *told: asked.append(told) or load_features(*told)
+    )
+    prepared(make_tiny_config(tiny_data))
+    assert asked == [("embedded", "pooled", torch.device("cpu"))]
 
 
 def test_signal_while_clips_are_encoded_keeps_what_is_done(

@@ -62,7 +62,7 @@ def views(run: Path, other: Path, say: Say) -> dict[str, str]:
         "rollback": (safe_train.main, ["rollback", run]),
         "no checkpoint": (safe_train.main, ["evaluate", run / "checkpoints"]),
         "not a run": (safe_probe.main, ["report", run.parent / f"{run.name}no"]),
-        "unknown config": (safe_train.main, [run.name.lstrip("-") or "x"]),
+        "unknown config": (safe_train.main, ["show", "--", run.name]),
         "bad value": (safe_train.main, ["show", "demo", "--set", f"data.audio={run.name}"]),
         "no data": (safe_train.main, ["data", "check", run / "nothing"]),
     }

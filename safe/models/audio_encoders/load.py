@@ -1,5 +1,7 @@
 """From the name of an audio encoder to the encoder; each kind is imported when it is asked for."""
 
+import torch
+
 from configs.errors import ModelError, did_you_mean
 from safe.models.audio_encoders.base import AudioEncoder, FrozenEncoder
 from safe.models.audio_encoders.local import Features, LocalFeatures
@@ -7,13 +9,13 @@ from safe.models.hub import EMBEDDED
 from safe.plugins import ENCODERS
 
 
-def load_features(name: str, features: Features) -> AudioEncoder:
-    """Load a frozen audio encoder that gives pooled embeddings, or local features.
+def load_features(name: str, features: Features, device: torch.device) -> AudioEncoder:
+    """Load a frozen audio encoder that gives pooled embeddings, or local features, onto a device.
 
     Raises:
         ModelError: as :func:`load_audio_encoder`, or the encoder has no local features.
     """
-    encoder = load_audio_encoder(name)
+    encoder = load_audio_encoder(name).to(device)
     return LocalFeatures(encoder) if features == "local" else encoder
 
 
