@@ -1,9 +1,15 @@
 """A training that is killed at any moment ends, when resumed, as one that nothing happened to."""
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from safe.training.checkpoint import latest_good
 
 
 @pytest.mark.sizes(1, 300)
@@ -57,3 +63,23 @@ def test_signals_that_ask_to_stop(
     )
     assert found["files"] > 10 and found["seconds"] < 30
     assert [found[key] for key in ("wrong_code", "torn", "differ", "unheard")] == [0, 0, 0, 0]
+
+
+@pytest.mark.usefixtures("in_small_world")
+def test_signals_until_it_has_ended(tiny_data: Path, tmp_path: Path) -> None:
+    """A signal every hundredth of a second, until nobody is left to hear it: the code stays 3."""
+    run = tmp_path / "run"
+    words = ["demo", "--data", str(tiny_data), "--device", "cpu", "--probe-every", "0",
+             "--set", "optim.max_steps=999", "--output", str(tmp_path), "--name", "run"]  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-m", "safe.cli", *words], stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        while process.poll() is None and not (run / "metrics.jsonl").exists():
+            time.sleep(0.1)
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.01)
+        assert process.stderr is not None
+        assert process.returncode == 3, process.stderr.read()
+    assert latest_good(run / "checkpoints")[0] is not None
