@@ -70,7 +70,7 @@ def test_signals_until_it_has_ended(tiny_data: Path, tmp_path: Path) -> None:
     """A signal every hundredth of a second, until nobody is left to hear it: the code stays 3."""
     run = tmp_path / "run"
     words = ["demo", "--data", str(tiny_data), "--device", "cpu", "--probe-every", "0",
-             "--set", "optim.max_steps=999", "--output", str(tmp_path), "--name", "run"]  # fmt: skip
+             "--output", str(tmp_path), "--name", "run"]  # fmt: skip
     with subprocess.Popen(
         [sys.executable, "-m", "safe.cli", *words], stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True,
