@@ -27,6 +27,7 @@ from configs.follow_up import flat
 from configs.model_configs import get_config
 from safe.models.backbones import load_backbone
 from safe.models.safe_model import SAFEModel
+from safe.plan import plan_run
 
 RATE = 8000
 
@@ -112,6 +113,19 @@ def test_without_a_fix_and_with_it_are_what_they_say() -> None:
         for key in phase1:
             assert without[key] == (full if key in keys else phase1)[key]
             assert added[key] == (phase1 if key in keys else full)[key]
+
+
+def test_the_short_warm_up_is_to_scale() -> None:
+    """As large a share of these runs as the seed's is of 20 epochs of AudioCaps."""
+    steps = 4 * math.ceil((1200 - 307) / 16)  # clips that are left, 16 to a step
+    share = flat(get_config("full"))["model.fusion.gate_warmup_steps"] / plan_run("full").steps
+    short = {name: flat(v.config) for name, v in VARIANTS.items() if name.endswith("-warm-up")}
+    del short["phase1-without-no-warm-up"], short["full-with-no-warm-up"]
+    assert len(short) == 6 and steps == 224
+    for name, config in short.items():
+        assert config["model.fusion.gate_warmup_steps"] == round(share * steps)
+        base = flat(VARIANTS[name.removesuffix("-short-warm-up")].config)
+        assert {k for k in base if base[k] != config[k]} == {"model.fusion.gate_warmup_steps"}
 
 
 # ---- the LayerNorms
