@@ -217,10 +217,23 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
         "named": (None, True),
         "long": (None, False),
     }
-    # The whole folder may lie elsewhere: a person has linked it on purpose.
-    (root / "audio" / "val").symlink_to(disk)
+    # The root is what a person has named: it may be a link, as may a folder that stays inside.
+    (tmp_path / "link").symlink_to(root)
+    (root / "audio" / "val").symlink_to("train")
+    write(root, HEADER + "1,in,0,text\n", "val.csv")
+    found = load_split(tmp_path / "link", "val")[0]
+    assert found.path == tmp_path / "link" / "audio" / "val" / "in.wav"
+
+
+@pytest.mark.parametrize("name", ["audio", "audio/val", "val"])
+def test_a_folder_that_leads_out_is_refused(name: str, tmp_path: Path) -> None:
+    root, disk = tmp_path / "root", tmp_path / "disk"
+    (root / name).parent.mkdir(parents=True)
+    disk.mkdir()
+    (root / name).symlink_to(disk)
     write(root, HEADER + "1,y,0,text\n", "val.csv")
-    assert load_split(root, "val")[0].path == root / "audio" / "val" / "y.wav"
+    with pytest.raises(DataError, match=f"{root / name} leads out .*, to {disk}; .*put the sounds"):
+        load_split(root, "val")
 
 
 def load_or_refuse(root: Path, naming: str) -> list[Clip]:

@@ -222,8 +222,14 @@ def test_links_that_lead_outside_are_left_out(tmp_path: Path) -> None:
     assert (found["y"].path, found["y"].outside) == (None, False)
     (root / "x.wav").unlink()
     sound(tmp_path / "disk" / "x.wav", 0)
-    (root / "audio").symlink_to(tmp_path / "disk")  # a folder of one's own may be a link
-    assert clips(root)["x"].path == root / "audio" / "x.wav"
+    (root / "audio").symlink_to(tmp_path / "disk")
+    with pytest.raises(DataError, match=f"{root / 'audio'} leads out of the data folder, to"):
+        read_source(root)
+    (root / "audio").unlink()
+    sound(root / "sounds" / "x.wav", 0)
+    (root / "audio").symlink_to("sounds")
+    (tmp_path / "link").symlink_to(root)  # the root is what a person has named
+    assert clips(tmp_path / "link")["x"].path == tmp_path / "link" / "audio" / "x.wav"
 
 
 @pytest.mark.parametrize(
