@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +199,30 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     assert read_source(tmp_path).notes == (
         "1 .m4a files are not read; only .wav, .flac, .ogg, .mp3 are: convert them",
     )
+
+
+def test_a_long_field_of_clothos_metadata_is_named(tmp_path: Path) -> None:
+    clotho(tmp_path)
+    metadata = tmp_path / "clotho_metadata_development.csv"
+    metadata.write_text(f"file_name,sound_id\na.wav,1\n{'x' * 140_000},2\n")
+    with pytest.raises(DataError, match=r"metadata_development.csv, line 3: field larger than"):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "clotho_captions_validation.csv"])
+def test_a_header_that_goes_on_in_the_next_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('caption_1,"file_name\n_x"\ntext,a.wav\n')
+    with pytest.raises(DataError, match=rf"{name}, line 1: needs a column .*; found: caption_1, "):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.json", "as_final.json", "captions.csv",
+                                  "clotho_captions_validation.csv", "dataset_dict.json"])  # fmt: skip
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_no_manifest(name: str, make: Callable, tmp_path: Path) -> None:
+    make(tmp_path / name)
+    with pytest.raises(DataError, match="no manifest in"):
+        read_source(tmp_path)
 
 
 def test_a_table_in_another_encoding_says_so(tmp_path: Path) -> None:
