@@ -216,8 +216,10 @@ def test_a_header_that_goes_on_in_the_next_line(name: str, tmp_path: Path) -> No
         read_source(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["train.csv", "train.json", "as_final.json", "captions.csv",
-                                  "clotho_captions_validation.csv", "dataset_dict.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["train.csv", "train.json", "as_final.json", "captions.csv", "clotho_captions_validation.csv"],
+)
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
 def test_what_is_no_file_is_no_manifest(name: str, make: Callable, tmp_path: Path) -> None:
     make(tmp_path / name)
