@@ -11,6 +11,7 @@ from typing import Any
 
 from configs.errors import DataError
 
+NO_TEXT = "not UTF-8 text"
 CheckHeader = Callable[[list[str], str], None]
 """Raises DataError when a header (column names, place) is not what a reader needs."""
 
@@ -83,13 +84,13 @@ def csv_error(place: str, error: csv.Error) -> DataError:
 def csv_header(path: Path) -> list[str]:
     """Return the column names of a CSV file from its first line; [] when it cannot be read.
 
-    A file that is no text has one column, "not UTF-8 text".
+    A file that is no text has one column, NO_TEXT.
     """
     text = first_bytes(path).decode("utf-8-sig", "replace")
     try:
         line = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0]
         if "\0" in line:
-            return ["not UTF-8 text"]
+            return [NO_TEXT]
         return [name.strip() for name in next(csv.reader([line]), [])]
     except csv.Error:
         return []

@@ -66,13 +66,16 @@ def watch() -> list[str]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A data folder with good clips g0, g1, ... beside a folder that nobody may look into."""
+    """A data folder with good clips g0, g1, ... for train, beside one that nobody may look into."""
     outside, folder = tmp_path / "outside", tmp_path / "data"
     outside.mkdir()
     (outside / "secret.wav").write_bytes(good(seed=99))
     (folder / "audio").mkdir(parents=True)
     for number in range(GOOD):
         (folder / "audio" / f"g{number}.wav").write_bytes(good(seed=number))
+    for seed, (name, caption) in enumerate({"val": "wind", "test": "rain"}.items(), 200):
+        (folder / "audio" / f"{name}.wav").write_bytes(good(seed=seed))
+        (folder / f"{name}.csv").write_text(f"{HEADER}\n1,{name},,{caption}\n")
     return folder
 
 
