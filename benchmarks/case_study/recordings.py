@@ -9,6 +9,7 @@ phase transform (every frequency weighed alike: Knapp and Carter 1976) peaks of 
 import csv
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,18 +107,34 @@ def layout(root: Path, folder: Path, progress: Progress) -> tuple[HoldOut, Path]
         The choice, and the folder to train on; the same ones when it is called again.
     """
     chosen = folder / "unheard.json"
+    _place(root / "audio", folder / "audio")
     if chosen.exists():
         found = json.loads(chosen.read_text(encoding="utf-8"))
         return HoldOut(**{key: tuple(value) for key, value in found.items()}), folder
-    folder.mkdir(parents=True, exist_ok=True)
     split = hold_out(root, progress)
     for name in ("train", "val", "test"):
         clips = [clip for clip in load_split(root, name) if clip.id not in split.left_out]
         _write_manifest(folder / f"{name}.csv", clips)
-    if not (folder / "audio").is_symlink():
-        os.symlink(Path(root, "audio").resolve(), folder / "audio")
     write_atomically(chosen, json.dumps(asdict(split), indent=2) + "\n")
     return split, folder
+
+
+def _place(source: Path, target: Path) -> None:
+    """Put a folder of sounds into a data folder, unless it is there."""
+    if target.is_symlink():  # as an earlier version made it: no data folder may link out any more
+        target.unlink()
+    if not target.exists():
+        partial = target.with_name("audio.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial, copy_function=_link_or_copy)
+        partial.rename(target)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:  # another disk, or somebody else's file
+        shutil.copyfile(source, target)
 
 
 def hold_out(root: Path, progress: Progress) -> HoldOut:

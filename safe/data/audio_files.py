@@ -13,15 +13,18 @@ class AudioFiles:
 
     A file is looked for in {root}/audio/{split}, {root}/{split} and {root}/audio, in each under the
     names {id}_{start}, Y{id}, {id} and Y{id}_{start}, in this order, with .wav, .flac, .ogg, .mp3.
-    A folder itself may be a link (to a larger disk, say); a single file that links to somewhere
-    else is not followed, so that an unpacked archive cannot make us read other files of this
-    machine.
+    The root itself may be a link, for the user named it; no link in it that leads out is followed,
+    so that an unpacked archive cannot make us read other files of this machine.
+
+    Raises DataError for one of the folders that is such a link, or that cannot be listed.
     """
 
     def __init__(self, root: Path, split: str) -> None:
         self.root = root
+        self._real = os.path.realpath(root)
         self.folders = (root / "audio" / split, root / split, root / "audio")
-        self._allowed = tuple(Path(os.path.realpath(path)) for path in (root, *self.folders))
+        for folder in reversed(self.folders):  # the error names the link itself
+            refuse_leading_out(folder, self._real)
         self._files = {folder: _listed(folder) for folder in self.folders}
 
     def find(self, youtube_id: str, name: str) -> tuple[Path | None, bool]:
@@ -42,11 +45,24 @@ class AudioFiles:
         return self._inside(path, link=True)  # any folder on the way may be one
 
     def _inside(self, path: Path, link: bool) -> tuple[Path | None, bool]:
-        if link:
-            real = Path(os.path.realpath(path))
-            if not any(real.is_relative_to(folder) for folder in self._allowed):
-                return None, True
+        if link and leads_out(path, self._real):
+            return None, True
         return path, False
+
+
+def leads_out(path: Path, real_root: str) -> bool:
+    """Whether a path, with every link in it followed, ends outside of a folder."""
+    return not Path(os.path.realpath(path)).is_relative_to(real_root)
+
+
+def refuse_leading_out(folder: Path, real_root: str) -> None:
+    """Raise DataError for a folder that is a link to outside of the data folder."""
+    if leads_out(folder, real_root):
+        raise DataError(
+            f"{folder} leads out of the data folder, to {os.path.realpath(folder)}; only the data "
+            "folder itself may be a link: put the sounds into it (cp -al takes no room on the same "
+            "disk), or move the whole data folder to their disk and link that"
+        )
 
 
 def _listed(folder: Path) -> dict[str, bool]:

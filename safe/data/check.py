@@ -17,6 +17,7 @@ from safe.data.prepared_hashes import prepared_sounds
 from safe.data.problems import AudioProblem, Problem
 from safe.data.report import AUDIOCAPS_LAYOUT, DataReport, SplitReport
 from safe.data.sources import read_source
+from safe.data.sources.source import ALIASES
 
 Progress = Callable[[int, int], None]
 """Called with the number of clips that are done and the number of all clips."""
@@ -45,12 +46,14 @@ def check_root(
     Raises DataError when a manifest is missing or has a bad row.
     """
     share("max_unusable", max_unusable)
-    form, notes = AUDIOCAPS_LAYOUT, tuple[str, ...]()
+    form, notes, lacking = AUDIOCAPS_LAYOUT, tuple[str, ...](), tuple[str, ...]()
     if splits:
         manifests = {name: read_manifest(root, name) for name in dict.fromkeys(splits)}
     else:
         source = read_source(root)
         form, manifests, notes = source.format, source.manifests, source.notes
+        if form == AUDIOCAPS_LAYOUT:
+            lacking = tuple(name for name in ALIASES if name not in manifests)
     clips = [clip for manifest in manifests.values() for clip in manifest.clips]
     findings = inspect_all(clips, progress)
     problems: list[Problem] = []
@@ -61,7 +64,7 @@ def check_root(
         reports[name] = _split_report(manifest, findings, found)
         problems += found
     problems += [*_shared(manifests, findings), *_changed(Path(root), manifests, findings)]
-    return DataReport(str(root), reports, tuple(problems), form, notes, max_unusable)
+    return DataReport(str(root), reports, tuple(problems), form, notes, max_unusable, lacking)
 
 
 def usable(

@@ -85,9 +85,11 @@ def find_manifest(root: Path | str, split: str) -> Path:
     found = [path for path in found if path.is_file()]
     if not found:
         looked = ", ".join(f"{split}{suffix}" for suffix in SUFFIXES)
+        fix = f"of other data sets `safe-train data prepare {root} OUTPUT` makes them"
+        if (root / "prepared.json").is_file():
+            fix = "the data set that was prepared has none; take it from another prepared one"
         raise DataError(
-            f"no manifest for split {split!r} in {root}; looked for {looked} "
-            f"(of other data sets `safe-train data prepare {root} OUTPUT` makes them)"
+            f"no manifest for split {split!r} in {root}; looked for {looked} ({fix}, docs/data.md)"
         )
     if len(found) > 1:
         names = " and ".join(path.name for path in found)

@@ -10,7 +10,7 @@ from safe.data.manifests import Clip
 #: Reasons that make a clip unusable, with what they mean.
 UNUSABLE = {
     "missing": "no audio file was found for the clip",
-    "outside": "the audio file is a link that leads out of the data folder",
+    "outside": "a link leads from the audio file's path out of the data folder: copy the file in",
     "unreadable": "the file cannot be opened or is not audio",
     "crashed": "the decoder crashed on the file",
     "over_limits": "decoding the file takes more time or memory than is allowed",

@@ -80,6 +80,8 @@ class DataReport:
     """What a person should know about how it was read."""
     max_unusable: float = MAX_UNUSABLE
     """Share of a split's clips that may be unusable."""
+    lacking: tuple[str, ...] = ()
+    """Splits that a training reads and the folder, in AudioCaps layout, does not have."""
 
     @property
     def shared(self) -> dict[str, int]:
@@ -95,6 +97,11 @@ class DataReport:
             for name, split in self.splits.items()
         )
         lines = [line for line in found if line]
+        if self.lacking:
+            lines.append(
+                f"no {' and no '.join(self.lacking)}: a training reads train, val and test; take "
+                "what is missing from another prepared data set (docs/data.md, Leakage)"
+            )
         if any(self.shared.values()):
             ids, audio, caption = self.shared.values()
             line = f"splits share {ids} clips by recording id and {audio} by identical audio"

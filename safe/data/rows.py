@@ -11,7 +11,7 @@ from configs.errors import DataError
 from safe.data.tables import csv_table, json_value, jsonl_values, read_text
 
 CSV_COLUMNS = ("youtube_id", "start_time", "caption")
-_NUMBER = re.compile(r"0*([0-9]+)(?:\.([0-9]*))?")
+_NUMBER = re.compile(r"([0-9]+)(?:\.([0-9]*))?")
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def normalize_start(value: object, place: str) -> str:
             f"{place}: start_time {value!r} is not a number of seconds; give 30 or 7.5, "
             "or leave it empty for a whole file"
         )
-    fraction = (match[2] or "").rstrip("0")
-    return f"{match[1]}.{fraction}" if fraction else match[1]
+    whole, fraction = match[1].lstrip("0") or "0", (match[2] or "").rstrip("0")
+    return f"{whole}.{fraction}" if fraction else whole
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:

@@ -4,18 +4,20 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from configs.errors import DataError
 
+NO_TEXT = "not UTF-8 text"
 CheckHeader = Callable[[list[str], str], None]
 """Raises DataError when a header (column names, place) is not what a reader needs."""
 
 
-def read_text(path: Path) -> str:
-    """Return a file as text, without a byte order mark; raises DataError when it is not UTF-8."""
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """Return a file as text, without a byte order mark; raises DataError when it is none."""
     try:
         data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
@@ -27,7 +29,7 @@ def read_text(path: Path) -> str:
             f"{path.name}, line {line}: holds a NUL byte; the file is damaged or not UTF-8 text"
         )
     try:
-        return data.decode("utf-8")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
@@ -51,10 +53,7 @@ def csv_table(
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            raise DataError(
-                f"{place}: {error}; a field with a comma, quote or line break must be in double "
-                "quotes, with quotes inside it doubled"
-            ) from None
+            raise csv_error(place, error) from None
         if fields is None:
             break
         if not fields or (len(fields) == 1 and not fields[0].strip()):
@@ -74,28 +73,50 @@ def csv_table(
         check_header([], f"{path.name}, line 1")
 
 
+def csv_error(place: str, error: csv.Error) -> DataError:
+    """Return the error for what the csv module cannot split into fields."""
+    return DataError(
+        f"{place}: {error}; a field with a comma, quote or line break must be in double quotes, "
+        "with quotes inside it doubled"
+    )
+
+
 def csv_header(path: Path) -> list[str]:
     """Return the column names of a CSV file from its first line; [] when it cannot be read.
 
-    A file that is no text has one column, "not UTF-8 text".
+    A file that is no text has one column, NO_TEXT.
     """
+    text = first_bytes(path).decode("utf-8-sig", "replace")
     try:
-        with open(path, "rb") as file:
-            text = file.read(1 << 16).decode("utf-8-sig", "replace")
         line = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0]
         if "\0" in line:
-            return ["not UTF-8 text"]
+            return [NO_TEXT]
         return [name.strip() for name in next(csv.reader([line]), [])]
-    except (OSError, csv.Error):
+    except csv.Error:
         return []
+
+
+def first_bytes(path: Path) -> bytes:
+    """Return the first 64 KiB of a file; nothing of a folder, a pipe, or what cannot be read."""
+    try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return b""
+        with open(path, "rb") as file:
+            return file.read(1 << 16)
+    except OSError:
+        return b""
 
 
 def _unique_names(fields: list[str], place: str) -> list[str]:
     header = [field.strip() for field in fields]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataError(f"{place}: column {twice[0]!r} stands twice in the header")
+    twice = _first_twice(header)
+    if twice is not None:
+        raise DataError(f"{place}: column {twice!r} stands twice in the header")
     return header
+
+
+def _first_twice(names: Iterable[str]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def jsonl_values(path: Path) -> Iterator[tuple[Any, str]]:
@@ -123,6 +144,5 @@ def json_value(text: str, name: str, first_line: int = 1) -> Any:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} stands twice")
+        raise ValueError(f"key {_first_twice(name for name, _ in pairs)!r} stands twice")
     return result

@@ -70,7 +70,10 @@ def _converse(
         stats.append(_ask(process, " ||| ".join(field.replace("|||", " ") for field in fields)))
     _ask(process, " ||| ".join(["EVAL", *stats]))  # answers with the first clip's score
     answers = [_read(process) for _ in range(len(stats))]  # the other clips', then the corpus score
-    return float(answers[-1])
+    score = float(answers[-1])
+    if not 0 <= score <= 1:
+        raise ValueError(f"its score is {answers[-1]}, which is no number from 0 to 1")
+    return score
 
 
 def _ask(process: subprocess.Popen[bytes], line: str) -> str:

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,11 @@ def test_layout_leaves_out_what_it_says_and_stays(
         assert [(c.id, c.captions) for c in before] == [(c.id, c.captions) for c in after]
     monkeypatch.undo()  # the second call must not listen again
     assert layout(tmp_path / "gone", tmp_path / "data", lambda *_: None)[0] == split
+    shutil.rmtree(folder / "audio")
+    (folder / "audio").symlink_to(tiny_data / "audio")  # as folders were made before
+    assert layout(tiny_data, folder, lambda *_: None)[0] == split
+    assert not (folder / "audio").is_symlink()
+    assert [c.path for c in load_split(folder, "train")] == [c.path for c in kept]
 
 
 # ---- the variants

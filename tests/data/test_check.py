@@ -111,9 +111,12 @@ def test_each_fault_is_found(faulty: Path) -> None:
     assert report.exit_code == 1
     assert report.obstacles == (
         "train: 8 of its 13 clips cannot be used, more than 50% (--max-unusable)",
+        "no test: a training reads train, val and test; take what is missing from another prepared "
+        "data set (docs/data.md, Leakage)",
         "splits share 1 clips by recording id and 1 by identical audio",
     )
-    assert len(check_root(faulty, max_unusable=0.7).obstacles) == 1
+    assert len(check_root(faulty, max_unusable=0.7).obstacles) == 2
+    assert len(check_root(faulty, splits=["train", "val"], max_unusable=0.7).obstacles) == 1
 
 
 def test_json_has_everything(faulty: Path) -> None:
@@ -150,12 +153,13 @@ def test_tables_show_ids_as_they_are(faulty: Path) -> None:
 
 def test_a_clean_folder_exits_with_zero(tmp_path: Path) -> None:
     make_split(tmp_path, "train", {"a": noise(0), "b": noise(1), "gone": None})
+    make_split(tmp_path, "val", {"v": noise(3)})
     make_split(tmp_path, "test", {"c": noise(2)})
     calls: list[tuple[int, int]] = []
     report = check_root(tmp_path, progress=lambda done, total: calls.append((done, total)))
     assert report.exit_code == 0
-    assert list(report.splits) == ["train", "test"]
-    assert calls == [(done, 4) for done in range(1, 5)]
+    assert list(report.splits) == ["train", "val", "test"]
+    assert calls == [(done, 5) for done in range(1, 6)]
     console = Console(file=io.StringIO(), width=130, color_system=None)
     console.print(render(report))
     assert "✓ can be trained on and scored" in console.file.getvalue()  # type: ignore[attr-defined]
@@ -184,7 +188,22 @@ def test_least_length_is_a_choice(tmp_path: Path) -> None:
 def test_silence_in_two_splits_is_not_the_same_recording(tmp_path: Path) -> None:
     make_split(tmp_path, "train", {"a": np.zeros(RATE), "b": noise(1)})
     make_split(tmp_path, "val", {"c": np.zeros(RATE), "d": noise(2)})
-    assert check_root(tmp_path).exit_code == 0
+    assert check_root(tmp_path, splits=["train", "val"]).exit_code == 0
+
+
+def test_a_folder_that_was_prepared_from_training_clips_alone(tmp_path: Path) -> None:
+    make_split(tmp_path, "train", {"a": noise(0)})
+    report = check_root(tmp_path)
+    assert report.exit_code == 1 and report.obstacles[0].startswith(
+        "no val and no test: a training"
+    )
+    with pytest.raises(
+        DataError, match="looked for val.csv, .* data prepare .* OUTPUT` makes them"
+    ):
+        load_split(tmp_path, "val")
+    (tmp_path / "prepared.json").touch()
+    with pytest.raises(DataError, match="prepared has none; take it from another .*docs/data.md"):
+        load_split(tmp_path, "val")
 
 
 def test_folders_without_manifests(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from configs.claims import PUBLIC_SCALE
 from safe import cli
+from safe.data.prepare import prepare
 from tests.data.test_prepare import data_set
 from tests.data.test_sources import clotho, sound
 
@@ -32,8 +33,10 @@ def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             sound(root / "clotho" / word / f"{word} ä {at}.wav", 2 * number + at)
     (root / "wavcaps").mkdir()
     entry = {"id": "Y7fmOlUlwoNg.wav", "caption": "A machine rattles.", "duration": 10.0}
-    (root / "wavcaps" / "as_final.json").write_text(json.dumps({"data": [entry]}))
+    other = {"id": "YotherClip_1.wav", "caption": "Rain falls.", "duration": 9.0}
+    (root / "wavcaps" / "as_final.json").write_text(json.dumps({"data": [entry, other]}))
     sound(root / "wavcaps" / "AudioSet_SL" / "Y7fmOlUlwoNg.flac", 9)
+    sound(root / "wavcaps" / "AudioSet_SL" / "YotherClip_1.flac", 10)
     return root
 
 
@@ -53,10 +56,16 @@ def test_every_command_of_the_page_runs(page: str, downloads: Path) -> None:
 
 
 def test_the_python_of_the_page(page: str, downloads: Path) -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    prepare("downloads/audiocaps", "data/audiocaps")
+    prepare("downloads/wavcaps", "data/wavcaps", against=["data/audiocaps"])
+    recipe, code = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(recipe, {})
         exec(code, {})
-    assert out.getvalue() == "Clotho 5\n0 {'train': 2, 'test': 2}\n"
+    assert out.getvalue() == (
+        "train: 1 of 2 clips\nval: 1 of 1 clips\ntest: 1 of 1 clips\n()\n"
+        "Clotho 5\n0 {'train': 2, 'test': 2}\n"
+    )
 
 
 def test_the_scale_of_the_page_is_that_of_the_code(page: str) -> None:

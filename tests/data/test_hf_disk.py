@@ -108,6 +108,13 @@ def test_sounds_without_a_name_get_a_suffix_by_their_first_bytes(tmp_path: Path)
         ({"sound": ["a.wav"], "text": ["x"]}, "needs a column audio .* found: sound, text"),
         ({"audio": ["a.wav"], "label": ["x"]}, "needs a column audio .* and a caption"),
         ({"audio": ["a.wav"], "text": [""]}, "row 1: has no caption"),
+        ({"audio": ["a.wav"], "text": [b"x"]}, "row 1: text must be text, got {'type': 'bytes'}"),
+        ({"audio": [b"a.wav"], "text": ["x"]}, "row 1: the audio path must be text"),
+        ({"audio": [{"bytes": b"x", "path": 1}], "text": ["x"]}, "path must be text, got 1"),
+        ({"audio": [{"bytes": b"x", "path": "a/."}], "text": [3]}, "text must be text, got 3"),
+        ({"audio": [{"bytes": b"x", "path": "."}], "text": ["x"]}, "row 1: needs an id, .* got ''"),
+        ({"audio": [{"path": "a.wav"}], "text": ["x"]}, "needs the fields bytes and path; found:"),
+        ({"audio": [{"bytes": "x", "path": "a"}], "text": ["x"]}, "are of type string; binary can"),
     ],
 )
 def test_bad_columns(columns: dict[str, list[Any]], message: str, tmp_path: Path) -> None:
@@ -131,6 +138,46 @@ def test_a_damaged_or_unfinished_data_set(saved: Path) -> None:
     (saved / "validation" / "state.json").unlink()
     with pytest.raises(DataError, match="has no state.json; the data set was not saved compl"):
         read_source(saved)
+
+
+def test_a_file_that_crashes_pyarrow_is_named(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holey = "import os, safe.child\nsafe.child.serve(lambda question: os.abort())\n"
+    (tmp_path / "holey_arrow.py").write_text(holey)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("safe.data.sources.hf_disk._MODULE", "holey_arrow")
+    with pytest.raises(DataError, match=r"00002.arrow: cannot be read .* crashed .*\(SIGABRT\)"):
+        read_source(saved)
+
+
+def test_an_arrow_file_that_is_elsewhere(saved: Path, tmp_path: Path) -> None:
+    file = saved / "validation" / "data-00000-of-00001.arrow"
+    file.rename(tmp_path / "elsewhere.arrow")
+    with pytest.raises(DataError, match="cannot be read .*: No such file"):
+        read_source(saved)
+    file.symlink_to(tmp_path / "elsewhere.arrow")
+    with pytest.raises(DataError, match=f"{file} is a link that leads out of the data folder"):
+        read_source(saved)
+
+
+def test_compressed_sounds_and_rows_without_one(tmp_path: Path) -> None:
+    values = [{"bytes": bytes(range(256)) * 9, "path": "a.wav"}, None, {"bytes": b"", "path": "b"}]
+    save(tmp_path, {"audio": values, "text": ["x", "y", "z"], "id": ["1", "2", "3"]})
+    first, second, third = read_source(tmp_path).manifests["train"].clips
+    assert first.embedded is not None and first.embedded.read() == values[0]["bytes"]
+    assert second.embedded is None and second.path is None
+    assert third.embedded is not None and third.embedded.read() == b""
+    table = pyarrow.table({"audio": values, "text": ["x", "y", "z"]})
+    options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+    file = str(tmp_path / "data-00000-of-00001.arrow")
+    with (
+        pyarrow.OSFile(file, "wb") as sink,
+        pyarrow.ipc.new_stream(sink, table.schema, options=options) as stream,
+    ):
+        stream.write_table(table)
+    with pytest.raises(DataError, match="its sounds are compressed; write it without"):
+        read_source(tmp_path)
 
 
 @pytest.mark.parametrize(

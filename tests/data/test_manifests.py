@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,27 @@ def test_start_times_are_normalised(tmp_path: Path, start: str, id_: str) -> Non
 def test_bad_csv_is_an_error_with_its_line(tmp_path: Path, text: str | bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_split(write(tmp_path, text), "train")
+
+
+def test_long_input_is_read_in_linear_time(tmp_path: Path) -> None:
+    def seconds(name: str, text: str) -> float:
+        began = time.process_time()
+        with pytest.raises(DataError):
+            load_split(write(tmp_path, text, name), "train")
+        (tmp_path / name).unlink()
+        return time.process_time() - began
+
+    def names(count: int) -> list[str]:
+        return [f"n{number}" for number in range(count)]
+
+    texts: dict[str, Callable[[int], tuple[str, str]]] = {
+        "zeros before a letter": lambda n: ("train.csv", f"{HEADER}1,a,{'0' * n}x,text\n"),
+        "columns": lambda n: ("train.csv", ",".join([*names(n), "n0"]) + "\n"),
+        "keys": lambda n: ("train.json", json.dumps(dict.fromkeys(names(n)))[:-1] + ', "n0": 1}'),
+    }
+    for what, make in texts.items():
+        few, many = seconds(*make(5_000)), seconds(*make(40_000))
+        assert many < 24 * few + 0.2, f"{what}: {few:.3f} s, 8 times as many {many:.3f} s"
 
 
 def test_json_and_jsonl(tmp_path: Path) -> None:
@@ -217,10 +239,23 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
         "named": (None, True),
         "long": (None, False),
     }
-    # The whole folder may lie elsewhere: a person has linked it on purpose.
-    (root / "audio" / "val").symlink_to(disk)
+    # The root is what a person has named: it may be a link, as may a folder that stays inside.
+    (tmp_path / "link").symlink_to(root)
+    (root / "audio" / "val").symlink_to("train")
+    write(root, HEADER + "1,in,0,text\n", "val.csv")
+    found = load_split(tmp_path / "link", "val")[0]
+    assert found.path == tmp_path / "link" / "audio" / "val" / "in.wav"
+
+
+@pytest.mark.parametrize("name", ["audio", "audio/val", "val"])
+def test_a_folder_that_leads_out_is_refused(name: str, tmp_path: Path) -> None:
+    root, disk = tmp_path / "root", tmp_path / "disk"
+    (root / name).parent.mkdir(parents=True)
+    disk.mkdir()
+    (root / name).symlink_to(disk)
     write(root, HEADER + "1,y,0,text\n", "val.csv")
-    assert load_split(root, "val")[0].path == root / "audio" / "val" / "y.wav"
+    with pytest.raises(DataError, match=f"{root / name} leads out .*, to {disk}; .*put the sounds"):
+        load_split(root, "val")
 
 
 def load_or_refuse(root: Path, naming: str) -> list[Clip]:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +201,32 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     )
 
 
+def test_a_long_field_of_clothos_metadata_is_named(tmp_path: Path) -> None:
+    clotho(tmp_path)
+    metadata = tmp_path / "clotho_metadata_development.csv"
+    metadata.write_text(f"file_name,sound_id\na.wav,1\n{'x' * 140_000},2\n")
+    with pytest.raises(DataError, match=r"metadata_development.csv, line 3: field larger than"):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "clotho_captions_validation.csv"])
+def test_a_header_that_goes_on_in_the_next_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('caption_1,"file_name\n_x"\ntext,a.wav\n')
+    with pytest.raises(DataError, match=rf"{name}, line 1: needs a column .*; found: caption_1, "):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["train.csv", "train.json", "as_final.json", "captions.csv", "clotho_captions_validation.csv"],
+)
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_no_manifest(name: str, make: Callable, tmp_path: Path) -> None:
+    make(tmp_path / name)
+    with pytest.raises(DataError, match="no manifest in"):
+        read_source(tmp_path)
+
+
 def test_a_table_in_another_encoding_says_so(tmp_path: Path) -> None:
     table(tmp_path / "train.csv", ["path", "text"], [["x.wav", "café"]], "latin-1")
     with pytest.raises(DataError, match=r"train.csv, line 2: is not UTF-8 \(byte 0xe9\); save"):
@@ -222,8 +250,14 @@ def test_links_that_lead_outside_are_left_out(tmp_path: Path) -> None:
     assert (found["y"].path, found["y"].outside) == (None, False)
     (root / "x.wav").unlink()
     sound(tmp_path / "disk" / "x.wav", 0)
-    (root / "audio").symlink_to(tmp_path / "disk")  # a folder of one's own may be a link
-    assert clips(root)["x"].path == root / "audio" / "x.wav"
+    (root / "audio").symlink_to(tmp_path / "disk")
+    with pytest.raises(DataError, match=f"{root / 'audio'} leads out of the data folder, to"):
+        read_source(root)
+    (root / "audio").unlink()
+    sound(root / "sounds" / "x.wav", 0)
+    (root / "audio").symlink_to("sounds")
+    (tmp_path / "link").symlink_to(root)  # the root is what a person has named
+    assert clips(tmp_path / "link")["x"].path == tmp_path / "link" / "audio" / "x.wav"
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,10 @@ def test_meteor_is_pycocoevalcaps(java: None) -> None:
         ("import sys; sys.exit('could not reserve memory')", r"METEOR failed: .*could not reserve"),
         ("import time; time.sleep(60)", r"METEOR failed: no answer within 0.5 s"),
         ("print('a,b', flush=True); import time; time.sleep(60)", r"METEOR failed"),
+        (
+            "while input(): print('nan', 'nan', 'nan', 'nan', sep=chr(10), flush=True)",
+            r"METEOR failed: its score is nan, which",
+        ),
     ],
 )
 def test_a_failing_meteor_is_none_with_a_reason(

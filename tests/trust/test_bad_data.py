@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from trials.manifest_damage import HEADER, manifests
-from trials.sounds import SOUNDS, good
+from trials.sounds import GONE, SOUNDS, good
 
 from configs.csv_cells import original_cell, plain_cell
 from configs.errors import DataError
@@ -65,13 +66,16 @@ def watch() -> list[str]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A data folder with good clips g0, g1, ... beside a folder that nobody may look into."""
+    """A data folder with good clips g0, g1, ... for train, beside one that nobody may look into."""
     outside, folder = tmp_path / "outside", tmp_path / "data"
     outside.mkdir()
     (outside / "secret.wav").write_bytes(good(seed=99))
     (folder / "audio").mkdir(parents=True)
     for number in range(GOOD):
         (folder / "audio" / f"g{number}.wav").write_bytes(good(seed=number))
+    for seed, (name, caption) in enumerate({"val": "wind", "test": "rain"}.items(), 200):
+        (folder / "audio" / f"{name}.wav").write_bytes(good(seed=seed))
+        (folder / f"{name}.csv").write_text(f"{HEADER}\n1,{name},,{caption}\n")
     return folder
 
 
@@ -160,6 +164,44 @@ def test_damaged_manifests(size: int, root: Path, figure: Any, tmp_path: Path, w
         f"damaged manifests: {len(manifests(root))} kinds, {refused} refused with file and line, "
         f"{read} read all the same, 0 files outside opened"
     )
+
+
+CSV = f"{HEADER}\n1,secret,,a dog\n"
+LINKS = {
+    "audio": ("train.csv", CSV), "audio/train": ("train.csv", CSV), "train": ("train.csv", CSV),
+    "audio/named": ("train.json", '[{"audio": "audio/named/secret.wav", "caption": "a dog"}]'),
+    "named": ("train.jsonl", '{"audio": "named/secret.wav", "caption": "a dog"}'),
+    "sounds": ("captions.csv", "file,caption\nsounds/secret.wav,a dog\n"),
+    "development": ("clotho_captions_development.csv", "file_name,caption_1\nsecret.wav,a dog\n"),
+    "Zip_files": ("fsd_final.json", '[{"id": "secret", "caption": "a dog"}]'),
+    "Zip_files/FreeSound": ("fsd_final.json", '[{"id": "secret", "caption": "a dog"}]'),
+}  # fmt: skip
+"""Folders that are links to outside of the root, and a manifest for whose clip they would serve."""
+
+
+def test_linked_folders(root: Path, figure: Any, tmp_path: Path, watch: Any) -> None:
+    told = Counter[str]()
+    for name, (manifest, content) in LINKS.items():
+        outside = tmp_path / "outside"
+        for target in (outside, os.path.relpath(outside, (tmp_path / "links" / name).parent)):
+            data = tmp_path / "links"
+            (data / name).parent.mkdir(parents=True)
+            (data / manifest).write_text(content)
+            (data / name).symlink_to(target)
+            watch.clear()
+            for use in (check_root, lambda data: prepare(data, tmp_path / "out")):
+                try:
+                    (row,) = use(data).problems
+                    what = row.reason
+                except DataError as error:
+                    what = str(error).replace(f"{data / name} ", "").partition(",")[0]
+                assert what in (*GONE, "leads out of the data folder"), name
+                told[what] += 1
+            assert not [path for path in watch if "outside" in path], name
+            assert not [*(tmp_path / "out").rglob("*.wav")], name
+            shutil.rmtree(data)
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    figure(f"linked folders: {len(LINKS)} kinds, {dict(told)}; 0 files outside opened or placed")
 
 
 def test_a_hostile_decoder_costs_one_clip(

@@ -1,6 +1,8 @@
 """A stranger's .pt file: nothing in it is run, no limit is passed, and the error names the file."""
 
 import os
+import random
+import re
 import resource
 import signal
 import time
@@ -12,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 from trials.foreign import bombs, files
+from trials.fuzz import ARROW_STATE, arrow_file
 
-from configs.errors import ModelError
+from configs.errors import DataError, ModelError
 from safe.child import Child
+from safe.data.sources.hf_disk import read_in
 from safe.models.audio_encoders import checkpoint
 from safe.models.audio_encoders.checkpoint import open_checkpoint, open_in
 from safe.models.foreign_checkpoint import rewrite
@@ -123,6 +127,32 @@ def test_what_comes_out_is_what_was_saved(tmp_path: Path) -> None:
     found = open_checkpoint(tmp_path / "a.pt", ("0/net.",))
     assert sorted(found) == ["0/net.a", "0/net.h", "0/net.t"]
     assert torch.equal(found["0/net.t"], base.T) and torch.equal(found["0/net.h"], base.half())
+
+
+@pytest.mark.sizes(120, 3000)
+def test_foreign_arrow_files(size: int, figure: Any, tmp_path: Path) -> None:
+    """pyarrow dies of some: of the child, and the error names the file."""
+    base, choose, told, wrong = arrow_file(tmp_path), random.Random(0), Counter[str](), []
+    (tmp_path / "state.json").write_bytes(ARROW_STATE)
+    with Child("safe.data.sources.arrow_worker") as child:
+        for number in range(size):
+            content = bytearray(base)
+            for _ in range(choose.randint(1, 8)):
+                content[choose.randrange(len(content))] = choose.randrange(256)
+            (tmp_path / "data.arrow").write_bytes(content)
+            try:
+                read_in(child, tmp_path, [tmp_path / "state.json"])
+                told["read"] += 1
+            except DataError as error:
+                said = re.search(r"\((SIG\w+)\)", str(error))
+                told[said[1] if said else "refused"] += 1
+            except Exception as error:
+                wrong.append(f"{number}: {error!r}")
+    figure(
+        f"strangers' Arrow files: {size} of {len(base)} bytes with 1 to 8 of them changed: "
+        f"{dict(told)}, {len(wrong)} without a typed error"
+    )
+    assert wrong == []
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "/", "missing"])

@@ -4,27 +4,29 @@ import os
 from pathlib import Path, PurePosixPath
 
 from configs.errors import DataError
-from safe.data.audio_files import SUFFIXES
+from safe.data.audio_files import SUFFIXES, leads_out, refuse_leading_out
 
 
 class AudioTree:
     """The audio files of a data set, listed once.
 
-    Folders may be links only directly below the root (to a larger disk, say); a file that links
-    out of those is known but not used, as in `AudioFiles`.
+    Of linked folders only those directly below the root are looked into. As in `AudioFiles` the
+    root may be a link; a file that leads out of it is known but not used.
+
+    Raises DataError for a folder directly below the root that is a link out of it.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._allowed = [Path(os.path.realpath(root))]
+        self._real = os.path.realpath(root)
         self._files: set[str] = set()
         self._stems: dict[str, list[str]] = {}
         tops = [root]
         with os.scandir(root) as entries:
             for entry in entries:
                 if entry.is_symlink() and entry.is_dir():
+                    refuse_leading_out(Path(entry.path), self._real)
                     tops.append(Path(entry.path))
-                    self._allowed.append(Path(os.path.realpath(entry.path)))
         for top in tops:
             for folder, _, names in os.walk(top):
                 for name in names:
@@ -63,9 +65,8 @@ class AudioTree:
 
     def _inside(self, name: str) -> tuple[Path | None, bool]:
         path = self.root / name
-        real = Path(os.path.realpath(path))
-        if not os.path.isfile(real):  # a broken link, or a pipe: opening one would wait for ever
+        if not os.path.isfile(path):  # a broken link, or a pipe: opening one would wait for ever
             return None, False
-        if not any(real.is_relative_to(folder) for folder in self._allowed):
+        if leads_out(path, self._real):
             return None, True
         return path, False

@@ -12,7 +12,7 @@ from safe.data.manifests import SUFFIXES, Manifest, read_manifest
 from safe.data.report import AUDIOCAPS_LAYOUT
 from safe.data.rows import CSV_COLUMNS
 from safe.data.sources.source import ALIASES, Format, Source, in_order, split_of
-from safe.data.tables import csv_header
+from safe.data.tables import NO_TEXT, csv_header, first_bytes
 
 
 def _claims(root: Path) -> list[Path]:
@@ -27,10 +27,11 @@ def _is_manifest(path: Path) -> bool:
         return False
     if path.suffix == ".csv":
         header = csv_header(path)
-        # A header with one column missing is a mistyped one; the reader says which.
-        return not header or "youtube_id" in header or set(CSV_COLUMNS[1:]) <= set(header)
-    with open(path, "rb") as file:
-        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        # A header with one column missing is a mistyped one; the reader says which, and what is
+        # wrong with a file that is no text.
+        mistyped = "youtube_id" in header or set(CSV_COLUMNS[1:]) <= set(header)
+        return mistyped or header in ([], [NO_TEXT])
+    start = first_bytes(path).removeprefix(b"\xef\xbb\xbf").lstrip()
     # WavCaps' files are objects with a "data" list; an empty file is ours, to complain about.
     return path.suffix == ".jsonl" or not start.startswith(b"{")
 

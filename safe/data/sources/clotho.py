@@ -5,15 +5,17 @@ how clips of WavCaps are recognised (zenodo.org/records/4783391).
 """
 
 import csv
+import io
 import re
 from pathlib import Path
 
+from configs.errors import DataError
 from safe.data.manifests import Clip, Manifest
 from safe.data.rows import check_id, relative_path
 from safe.data.sources.audio_tree import AudioTree
 from safe.data.sources.columns import caption_columns, captions_of
 from safe.data.sources.source import Format, Source, in_order, merge, split_of
-from safe.data.tables import csv_header, csv_table
+from safe.data.tables import csv_error, csv_header, csv_table, read_text
 
 NAME = "Clotho"
 _FILE = re.compile(r".*captions_(development|validation|evaluation)\.csv", re.IGNORECASE)
@@ -38,7 +40,7 @@ def _read(root: Path, claimed: list[Path]) -> Source:
         split = split_of(word)
         assert split is not None
         sounds = _freesound_ids(path, word)
-        rows = list(csv_table(path))
+        rows = list(csv_table(path, _check_header))
         beside = (path.parent.relative_to(root) / word).as_posix()
         folders = (
             word, f"audio/{word}", f"clotho_audio_{word}", f"clotho_audio_files/{word}", beside,
@@ -55,13 +57,25 @@ def _read(root: Path, claimed: list[Path]) -> Source:
     return Source(NAME, root, in_order(manifests))
 
 
+def _check_header(header: list[str], place: str) -> None:
+    if not _fits(header):  # it did by its first line alone: a field of it goes on in the next
+        raise DataError(
+            f"{place}: needs a column file_name and captions (caption_1, ...); found: "
+            f"{', '.join(header) or 'nothing'}"
+        )
+
+
 def _freesound_ids(captions: Path, word: str) -> dict[str, str]:
     """Return the recording of each file, where the metadata file is there."""
     path = next(captions.parent.glob(f"*metadata_{word}.csv"), None)
     if path is None:
         return {}
-    with open(path, encoding="latin-1", newline="") as file:  # as it is published
-        rows = list(csv.DictReader(file))
+    # Latin-1 and not strict, as it is published: what is odd in it costs no clip.
+    reader = csv.DictReader(io.StringIO(read_text(path, "latin-1"), newline=""))
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise csv_error(f"{path.name}, line {reader.line_num + 1}", error) from None
     return {
         row["file_name"].strip(): f"freesound:{row['sound_id'].strip()}"
         for row in rows

@@ -9,7 +9,7 @@ from safe.data.rows import clean
 
 FILE_COLUMNS = ("file_name", "filename", "file", "audio", "path", "audio_path", "wav")
 _CAPTIONS = ("caption", "captions", "text")
-_NUMBERED = re.compile(r"caption_?(\d+)")
+_NUMBERED = re.compile(r"caption_?([0-9]{1,9})")
 
 
 def file_column(names: Iterable[str]) -> str | None:

@@ -40,7 +40,7 @@ def _read(root: Path, claimed: list[Path]) -> Source:
         named = split_of(path.stem)
         if named is None and "split" not in csv_header(path):
             notes.append(f"{path.name} names no split: all its clips are in train")
-        for row, place in csv_table(path):
+        for row, place in csv_table(path, _check_header):
             split = _split(row["split"], place) if "split" in row else named or "train"
             clips.setdefault(split, []).append(_clip(row, place, split, tree))
             rows[split] = rows.get(split, 0) + 1
@@ -52,6 +52,15 @@ def _read(root: Path, claimed: list[Path]) -> Source:
     if not manifests:
         raise DataError(f"{' and '.join(path.name for path in claimed)} in {root}: no row")
     return Source(NAME, root, in_order(manifests), tuple(notes))
+
+
+def _check_header(header: list[str], place: str) -> None:
+    if not (file_column(header) and caption_columns(header)):
+        # It did by its first line alone: a field of it goes on in the next.
+        raise DataError(
+            f"{place}: needs a column {', '.join(FILE_COLUMNS[:5])} and one of captions; found: "
+            f"{', '.join(header) or 'nothing'}"
+        )
 
 
 def _split(value: str, place: str) -> str:

@@ -1,25 +1,31 @@
 """A Hugging Face data set on disk, as `Dataset.save_to_disk` leaves it: Arrow files and JSON.
 
-Read with pyarrow alone (the extra `arrow`); rows about the same audio become one clip.
+Read with pyarrow alone (the extra `arrow`), in a child process: it crashes on some damaged files.
+Rows about the same audio become one clip.
 """
 
-import importlib
+import importlib.util
+import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from configs.errors import DataError
-from safe.data.audio_files import SUFFIXES
+from safe.child import Child, ChildFailed
+from safe.data.audio_files import SUFFIXES, leads_out
 from safe.data.manifests import Clip, Embedded, Manifest
 from safe.data.rows import check_id, normalize_start, relative_path
 from safe.data.sources.audio_tree import AudioTree
-from safe.data.sources.columns import caption_columns, captions_of, file_column, seconds_of
+from safe.data.sources.columns import caption_columns, captions_of, seconds_of
 from safe.data.sources.source import Format, Source, in_order, merge, split_of
 from safe.data.tables import json_value, read_text
 
 NAME = "Hugging Face data set on disk"
-_OTHERS = ("youtube_id", "id", "start_time", "duration")
+_MODULE = "safe.data.sources.arrow_worker"
+_SECONDS, _SECONDS_PER_MB = 60.0, 0.1
+_SPARE_BYTES, _COPIES = 2**30, 3
 
 
 def _claims(root: Path) -> list[Path]:
@@ -28,10 +34,22 @@ def _claims(root: Path) -> list[Path]:
 
 
 def _read(root: Path, claimed: list[Path]) -> Source:
-    arrow = _pyarrow()
+    if importlib.util.find_spec("pyarrow") is None:
+        raise DataError(
+            "a Hugging Face data set on disk needs pyarrow: pip install 'safe-probe[arrow]'"
+        )
+    with Child(_MODULE) as child:
+        return read_in(child, root, claimed)
+
+
+def read_in(child: Child, root: Path, claimed: list[Path]) -> Source:
+    """Return the data set that a claimed JSON file describes; a child reads its Arrow files.
+
+    Raises DataError when something in it cannot be used.
+    """
     tree = AudioTree(root)
     if claimed[0].name == "state.json":
-        manifest = _manifest(root, "train", arrow, tree)
+        manifest = _manifest(child, root, "train", tree)
         note = "the data set has no splits: all its clips are in train"
         return Source(NAME, root, {"train": manifest}, (note,))
     names = _list(claimed[0], "splits")
@@ -41,7 +59,7 @@ def _read(root: Path, claimed: list[Path]) -> Source:
         split = split_of(folder) or folder
         if split in manifests:
             raise DataError(f"{claimed[0].name}: two splits of {names} are called {split!r} here")
-        manifests[split] = _manifest(root / folder, split, arrow, tree)
+        manifests[split] = _manifest(child, root / folder, split, tree)
     return Source(NAME, root, in_order(manifests))
 
 
@@ -53,69 +71,58 @@ def _list(path: Path, key: str) -> list[Any]:
     return found
 
 
-def _pyarrow() -> Any:
-    try:
-        arrow = importlib.import_module("pyarrow")
-        importlib.import_module("pyarrow.ipc")
-    except ImportError as error:
-        raise DataError(
-            "a Hugging Face data set on disk needs pyarrow: pip install 'safe-probe[arrow]' "
-            f"({error})"
-        ) from None
-    return arrow
-
-
-def _manifest(folder: Path, split: str, arrow: Any, tree: AudioTree) -> Manifest:
+def _manifest(child: Child, folder: Path, split: str, tree: AudioTree) -> Manifest:
     state = folder / "state.json"
     if not state.is_file():
         raise DataError(f"{folder}: has no state.json; the data set was not saved completely")
     entries = _list(state, "_data_files")
     names = [entry.get("filename") if isinstance(entry, dict) else None for entry in entries]
     files = [folder / check_id(name, str(state)) for name in names]
-    clips = [clip for file in files for clip in _clips(file, split, arrow, tree)]
+    for file in files:
+        if leads_out(file, os.path.realpath(tree.root)):
+            raise DataError(f"{file} is a link that leads out of the data folder; copy the file in")
+    clips = [clip for file in files for clip in _clips(child, file, split, tree)]
     return Manifest(state, len(clips), merge(clips, folder.name))
 
 
-def _clips(file: Path, split: str, arrow: Any, tree: AudioTree) -> Iterator[Clip]:
+def _clips(child: Child, file: Path, split: str, tree: AudioTree) -> Iterator[Clip]:
     name = f"{file.parent.name}/{file.name}"
+    for index, (row, path, place) in enumerate(_rows(child, file)):
+        where = f"{name}, row {index + 1}"
+        if not isinstance(path, str | None):
+            raise DataError(f"{where}: the audio path must be text, got {path!r}")
+        held = Embedded(file, index, partial(_held, file, *place)) if place else None
+        texts = captions_of(row, caption_columns(row), where)
+        yield _clip(row, texts, path, held, f"{file.stem}-{index:06d}", where, split, tree)
+
+
+def _rows(child: Child, file: Path) -> list[tuple[dict[str, Any], Any, tuple[int, int] | None]]:
+    """Return values, path and place of the embedded file of each row."""
     try:
-        with arrow.memory_map(str(file)) as data:
-            table = arrow.ipc.open_stream(data).read_all()
-    except (OSError, arrow.ArrowInvalid) as error:
-        raise DataError(f"{file}: cannot be read as an Arrow stream: {error}") from None
-    columns = table.column_names
-    audio, captions = file_column(columns), caption_columns(columns)
-    if not captions or audio is None:
-        raise DataError(
-            f"{name}: needs a column audio (or file_name, path) and a caption; found: "
-            f"{', '.join(columns)}"
+        size = file.stat().st_size
+        answer, rows = child.ask(
+            {"path": os.path.abspath(file)},
+            seconds=_SECONDS + _SECONDS_PER_MB * size / 2**20,
+            memory=_SPARE_BYTES + _COPIES * size,
         )
-    wanted = [name for name in (*_OTHERS, *captions) if name in columns]
-    rows = table.select(wanted).to_pylist()
-    sounds = _sounds(table.column(audio), file)
-    for index, (row, (path, held)) in enumerate(zip(rows, sounds, strict=True)):
-        place = f"{name}, row {index + 1}"
-        texts = captions_of(row, captions, place)
-        yield _clip(row, texts, path, held, f"{file.stem}-{index:06d}", place, split, tree)
+        wrong = answer.get("wrong")
+    except OSError as error:
+        wrong = error.strerror
+    except ChildFailed as failure:
+        wrong = str(failure)
+    if wrong:
+        raise DataError(f"{file}: cannot be read as an Arrow stream: {wrong}")
+    found: list[tuple[dict[str, Any], Any, tuple[int, int] | None]] = json.loads(rows)
+    return found
 
 
-def _sounds(column: Any, file: Path) -> Iterator[tuple[str | None, Embedded | None]]:
-    """Yield path and embedded file of each row; the bytes stay on disk until they are asked for."""
-    row = 0
-    for chunk in column.chunks:
-        if not str(chunk.type).startswith("struct"):
-            yield from ((path, None) for path in chunk.to_pylist())
-            continue
-        values = chunk.field("bytes")
-        for index, path in enumerate(chunk.field("path").to_pylist()):
-            read = partial(_held, values, index)
-            yield path, Embedded(file, row, read) if values[index].is_valid else None
-            row += 1
-
-
-def _held(values: Any, index: int) -> bytes:
-    content: bytes = values[index].as_py()
-    return content
+def _held(file: Path, start: int, size: int) -> bytes:
+    try:
+        with open(file, "rb") as data:
+            data.seek(start)
+            return data.read(size)
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from None
 
 
 def _clip(
@@ -131,7 +138,7 @@ def _clip(
     path, outside = None, False
     if embedded is not None:
         # Only the name counts: the path is one on the machine that made the data set.
-        path = Path((file or "").replace("\\", "/").rpartition("/")[2] or number)
+        path = Path(Path((file or "").replace("\\", "/")).name or number)
         if path.suffix.lower() not in SUFFIXES:
             path = path.with_name(path.name + _suffix(embedded.read()[:4]))
     elif file is not None:

@@ -17,7 +17,7 @@ from safe.data.rows import check_id, relative_path
 from safe.data.sources.audio_tree import AudioTree
 from safe.data.sources.columns import FILE_COLUMNS, caption_columns, captions_of, seconds_of
 from safe.data.sources.source import Format, Source, in_order, merge, split_of
-from safe.data.tables import json_value, read_text
+from safe.data.tables import first_bytes, json_value, read_text
 
 NAME = "WavCaps"
 _PARTS = {
@@ -33,8 +33,7 @@ def _claims(root: Path) -> list[Path]:
 
 
 def _looks_like_it(path: Path, root: Path) -> bool:
-    with open(path, "rb") as file:
-        start = file.read(1 << 16).decode("utf-8-sig", "ignore")
+    start = first_bytes(path).decode("utf-8-sig", "ignore")
     found = _START.match(start)
     # A list named train.json, val.json or test.json is in AudioCaps layout.
     return bool(found and (found[1] or path.parent != root or split_of(path.stem) is None))

@@ -3,6 +3,7 @@
 A target has cases (a hypothesis strategy) and uses one: a result or a typed error, in two seconds.
 """
 
+import atexit
 import io
 import shutil
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 import yaml
 from hypothesis import strategies as st
@@ -24,9 +26,12 @@ from probes.record import Record, append_records
 from probes.signal_path import SignalPath
 from reports.report import Report
 from reports.run import read_run
+from safe.child import Child
 from safe.data.audio import decode, inspect
 from safe.data.manifests import read_manifest
 from safe.data.problems import AudioProblem
+from safe.data.sources import Source, read_source
+from safe.data.sources.hf_disk import read_in
 
 SECONDS, MEGABYTES = 2.0, 1000
 PATIENCE = 60.0
@@ -41,6 +46,16 @@ TOKENS = (
 CSV = 'audiocap_id,youtube_id,start_time,caption\n1,abc,30,A dog barks\n2,abc,30,"A, dog"\n'
 JSON = '[{"youtube_id": "abc", "start_time": 30, "captions": ["A dog"], "audio": "train/a.wav"}]'
 JSONL = '{"youtube_id": "abc", "caption": "A dog"}\n{"id": 7, "captions": ["a", "b"]}\n'
+CLOTHO = {
+    "clotho_captions_validation.csv": b'file_name,caption_1,caption_2\na.wav,"A dog, ""Rex""",\n',
+    "clotho_metadata_validation.csv": b"file_name,keywords,sound_id\na.wav,caf\xe9;dog,803\n",
+}
+WAVCAPS = {
+    "fsd_final.json": b'{"data": [{"id": "7", "caption": "Rain.", "duration": 3.2}]}',
+    "as_final.json": b'[{"id": "Yb0RFKhbpFJA.wav", "caption": "Wind.", "duration": 10}]',
+}
+FOLDER_CSV = {"captions.csv": b'file,caption,split,duration\na.wav,"A, dog",val,1.5\nb/c,x,test,\n'}
+ARROW_STATE = b'{"_data_files": [{"filename": "data.arrow"}], "_split": null}'
 PATH = """\
 projector: adapter.projector
 scale: 2.0
@@ -130,6 +145,52 @@ def manifests(folder: Path, suffix: str, base: str) -> Target:
     return Target(damaged(base.encode()), act)
 
 
+def sources(
+    folder: Path, files: dict[str, bytes], read: Callable[[Path], Source] = read_source
+) -> Target:
+    """Data sets as they come, one file of them damaged."""
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+    def act(case: tuple[str, bytes]) -> None:
+        name, content = case
+        (folder / name).write_bytes(content)
+        try:
+            for manifest in read(folder).manifests.values():
+                for clip in manifest.clips:
+                    assert clip.captions and all(clip.captions)
+                    assert clip.embedded or clip.path is None or folder in clip.path.parents
+                    assert clip.embedded is None or len(clip.embedded.read()) <= len(content)
+        finally:
+            (folder / name).write_bytes(files[name])
+
+    cases = st.sampled_from(list(files)).flatmap(
+        lambda name: st.tuples(st.just(name), damaged(files[name]))
+    )
+    return Target(cases, act)
+
+
+def arrow_sources(folder: Path) -> Target:
+    """Data sets in Arrow files, which one child process reads."""
+    child = Child("safe.data.sources.arrow_worker")
+    atexit.register(child.close)
+    files = {"state.json": ARROW_STATE, "data.arrow": arrow_file(folder)}
+    return sources(folder, files, lambda root: read_in(child, root, [root / "state.json"]))
+
+
+def arrow_file(folder: Path) -> bytes:
+    """An Arrow stream as `save_to_disk` writes it: two sounds inside, captions, starts."""
+    arrow = pytest.importorskip("pyarrow", reason="needs the extra `arrow`")
+    values = {
+        "audio": [{"bytes": b"RIFF" + bytes(20), "path": f"{name}.wav"} for name in "ab"],
+        "caption": ["a dog", "a cat"], "start_time": [30, 40],
+    }  # fmt: skip
+    table, file = arrow.table(values), folder / "data.arrow"
+    with arrow.OSFile(str(file), "wb") as sink, arrow.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return file.read_bytes()
+
+
 def configs(folder: Path) -> Target:
     """Configuration files."""
 
@@ -190,6 +251,10 @@ TARGETS: dict[str, Callable[[Path, Path], Target]] = {
     "csv manifests": lambda folder, _: manifests(folder, "csv", CSV),
     "json manifests": lambda folder, _: manifests(folder, "json", JSON),
     "jsonl manifests": lambda folder, _: manifests(folder, "jsonl", JSONL),
+    "Clotho": lambda folder, _: sources(folder, CLOTHO),
+    "WavCaps": lambda folder, _: sources(folder, WAVCAPS),
+    "folders with CSV": lambda folder, _: sources(folder, FOLDER_CSV),
+    "Hugging Face data sets": lambda folder, _: arrow_sources(folder),
     "configuration files": lambda folder, _: configs(folder),
     "overrides": lambda folder, _: overrides(folder),
     "signal paths": lambda folder, _: signal_paths(folder),
