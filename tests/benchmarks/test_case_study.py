@@ -197,7 +197,8 @@ def test_a_run_and_its_row(pieces: Pieces, tmp_path: Path) -> None:
     assert {"SP413", "SP404"} <= set(row["before"]["findings"])  # normalised behind the scale
     text = table([row])
     assert (
-        "| phase1 with both LayerNorms | 1 | float32 |" in text and f"| {row['verdict']} |" in text
+        f"| phase1 with both LayerNorms | 1 | {row['dtype']} |" in text
+        and f"| {row['verdict']} |" in text
     )
     row["after"]["influence"], row["before"]["contribution"] = None, {}
     assert table([row]).count("not measured") == 2
