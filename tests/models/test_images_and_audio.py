@@ -280,9 +280,7 @@ def test_picture_and_sound_both_count(folder: Path, model_of: Maker) -> None:
             assert (alone - both[part]).abs().max() < 1e-4
 
 
-def test_position_0_is_behind_the_padding_with_pictures_too(
-    folder: Path, model_of: Maker
-) -> None:
+def test_position_0_is_behind_the_padding_with_pictures_too(folder: Path, model_of: Maker) -> None:
     """A padded prompt says what it says alone, and generating begins as a forward pass ends."""
     batch, audio = inputs(folder), torch.randn(2, AUDIO_DIM)
     backbone = load_backbone(str(folder), dtype="float32")
