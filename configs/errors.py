@@ -31,6 +31,21 @@ class CheckpointError(SafeError):
     """A checkpoint is missing, damaged, or was made by a run that does not match."""
 
 
+class FileError(SafeError):
+    """A file cannot be read as what it should be: a pipe, too large, damaged, or refused."""
+
+    def __init__(self, path: object, why: object) -> None:
+        super().__init__(path, why)
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} cannot be read: {self.why}"
+
+    @property
+    def why(self) -> str:
+        """The reason without the file's name."""
+        return shorten(str(self.args[1]))
+
+
 class PluginError(SafeError):
     """What another package adds by an entry point clashes with something, or does not work."""
 

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from configs.errors import CheckpointError
+from configs.errors import CheckpointError, FileError
+from configs.json_files import read_json
 from configs.schema import ModelConfig
 from safe.models.backbones import Backbone, load_backbone
 from safe.models.fusion_adapter import PROJECTIONS
@@ -110,14 +111,14 @@ def read_header(folder: Path) -> dict[str, Any]:
     """``safe_config.json`` of an adapter folder, its format checked."""
     path = folder / "safe_config.json"
     try:
-        header: dict[str, Any] = json.loads(path.read_text())
+        header: dict[str, Any] = read_json(path)
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} holds no adapter: {path.name} is missing; give the folder of a checkpoint "
             "or of a finished run"
         ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except FileError as error:
+        raise CheckpointError(str(error)) from error
     found = header.get("format") if isinstance(header, dict) else None
     if found != FORMAT:
         raise CheckpointError(f"{path} has format {found!r}; this version reads {FORMAT}")

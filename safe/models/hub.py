@@ -1,11 +1,11 @@
 """From a model's name to the local folder that holds its files."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from configs.errors import ModelError
+from configs.json_files import read_json
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "embedded"
 """The tiny models that come with the package."""
@@ -43,7 +43,7 @@ def check_shards(name: str, folder: Path) -> None:
     stem = "model.safetensors" if files[0].endswith(".safetensors") else "pytorch_model.bin"
     index = folder / f"{stem}.index.json"
     try:
-        named = {str(file) for file in json.loads(index.read_text())["weight_map"].values()}
+        named = {str(file) for file in read_json(index)["weight_map"].values()}
     except FileNotFoundError:
         raise ModelError(f"{name}: {len(files)} weight files but no {index.name} {again}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
