@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from configs.errors import CheckpointError
-from safe.training.checkpoint_manifest import Manifest, verify, write_manifest
+from safe.checkpoint_manifest import Manifest, verify, write_manifest
 from safe.training.durable import fsync_path, fsync_tree
 from safe.training.locks import FileLock, process_alive, try_lock
 

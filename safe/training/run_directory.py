@@ -21,7 +21,7 @@ import yaml
 from configs.errors import CheckpointError, ConfigError, FileError
 from configs.json_files import read_json, require_regular
 from configs.plain_text import plain
-from safe.training.checkpoint_manifest import as_json
+from safe.checkpoint_manifest import as_json
 from safe.training.durable import point_symlink, write_atomically
 from safe.training.environment import describe_environment
 from safe.training.metrics_log import MetricsLog

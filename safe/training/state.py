@@ -16,7 +16,7 @@ from torch import Tensor
 
 from configs.errors import CheckpointError, FileError
 from configs.json_files import read_json
-from safe.training.checkpoint_manifest import as_json
+from safe.checkpoint_manifest import as_json
 from safe.training.optimizer_state import describe_optimizer, fill_optimizer, optimizer_tensors
 from safe.training.rng import RngState, capture_rng, restore_rng
 

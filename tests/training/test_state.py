@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from configs.errors import CheckpointError
+from safe.checkpoint_manifest import as_json
 from safe.training import rng as rng_module
-from safe.training.checkpoint_manifest import as_json
 from safe.training.rng import RngState, capture_rng, restore_rng
 from safe.training.state import load_training_state, read_progress, save_training_state
 
