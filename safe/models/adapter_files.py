@@ -4,8 +4,8 @@ adapter_config.json, adapter_model.safetensors   LoRA of the fusion, PEFT's own 
 safe_adapter.safetensors                         projector, residual gates, a random base
 safe_config.json                                 model configuration, outer gate, backbone
 
-A finished run's has a manifest.json, too; one in a checkpoint stands in the checkpoint's. Their sums
-are checked before anything is used.
+A finished run's has a manifest.json, too; one in a checkpoint stands in the checkpoint's. Their
+sums are checked before anything is used.
 """
 
 import json
