@@ -122,6 +122,12 @@ def test_any_damage_gives_a_report_or_a_plain_error(
     assert error is None or (name == "config.json" and "config.json" in str(error))
 
 
+def test_a_score_too_large_for_a_float(make_whole_run: MakeRun) -> None:
+    path = make_whole_run()
+    (path / "evaluation.json").write_text(json.dumps({"scores": {"cider": 10**400}}))
+    json.dumps(Report.of(path).to_json(), allow_nan=False)
+
+
 def spoil(file: Path, kind: str) -> None:
     """Put something into a file's place that would hang its reader, or end in a traceback."""
     file.unlink(missing_ok=True)
