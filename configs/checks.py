@@ -1,10 +1,10 @@
 """Checks shared by all config sections: types first, then the few kinds of range."""
 
-import math
+import sys
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
-from configs.errors import ConfigError, did_you_mean
+from configs.errors import ConfigError, did_you_mean, shown
 
 _NAMES = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}
 
@@ -46,11 +46,11 @@ def typed(key: str, value: Any, hint: Any) -> Any:
             if isinstance(value, list | tuple) and all(type(item) is int for item in value):
                 return tuple(value)
         elif member is float:
-            if type(value) in (int, float) and math.isfinite(value):
+            if type(value) in (int, float) and abs(value) <= sys.float_info.max:
                 return float(value)
         elif type(value) is member:
             return value
-    raise ConfigError(f"{key} = {value!r}: must be {describe(hint)}{_nearest(value, hint)}")
+    raise ConfigError(f"{key} = {shown(value)}: must be {describe(hint)}{_nearest(value, hint)}")
 
 
 def _nearest(value: Any, hint: Any) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from configs.checks import alternatives, typed
-from configs.errors import ConfigError, did_you_mean
+from configs.errors import ConfigError, did_you_mean, shown
 from configs.model_configs import get_config
 from configs.schema import RunConfig
 from configs.section import Section, field_types, is_section
@@ -52,7 +52,7 @@ def load_yaml(path: Path) -> tuple[str | None, dict[str, Any]]:
     content = read_mapping(path)
     base = content.pop("base", None)
     if base is not None and not isinstance(base, str):
-        raise ConfigError(f"base = {base!r}: must be the name of a config")
+        raise ConfigError(f"base = {shown(base)}: must be the name of a config")
     known, values = dotted_fields(), dict[str, Any]()
     for key, value in flatten(content, "", known):
         hint = _hint(key, known)
@@ -87,7 +87,9 @@ def resolve(
     """
     base, values = (None, dict[str, Any]()) if file is None else load_yaml(file)
     if name is not None and base is not None and name != base:
-        raise ConfigError(f"base = {base!r} in {file}: contradicts the config {name!r} asked for")
+        raise ConfigError(
+            f"base = {shown(base)} in {file}: contradicts the config {name!r} asked for"
+        )
     values |= parse_assignments(assignments)
     start = name or base
     if start is None and file is None:
@@ -115,7 +117,7 @@ def _hint(key: str, known: Mapping[str, Any]) -> Any:
         raise ConfigError(f"{key} is a section; set one of {', '.join(inside)}")
     same_end = [full for full in known if full.rpartition(".")[2] == key]
     near = f"; did you mean {' or '.join(map(repr, same_end))}?" if same_end else ""
-    raise ConfigError(f"unknown key {key!r}{near or did_you_mean(key, known)}")
+    raise ConfigError(f"unknown key {shown(key)}{near or did_you_mean(key, known)}")
 
 
 def flatten(

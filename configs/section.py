@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Self, get_type_hints
 
 from configs.checks import typed
-from configs.errors import ConfigError, unknown
+from configs.errors import ConfigError, shown, unknown
 
 
 def field_types(section: type["Section"]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Section:
             ConfigError: unknown or missing key, wrong type, or a value that is not allowed.
         """
         if not isinstance(values, Mapping):
-            raise ConfigError(f"{cls.PATH or 'config'} = {values!r}: must be a mapping")
+            raise ConfigError(f"{cls.PATH or 'config'} = {shown(values)}: must be a mapping")
         known = field_types(cls)
         for name in values:
             if name not in known:

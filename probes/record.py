@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat, TextIO
 
 from configs.csv_cells import plain_cell
+from configs.json_files import parse_json, whole_lines
 from probes.errors import RecordError
 
 if TYPE_CHECKING:
@@ -159,21 +160,22 @@ class RecordLog:
         """Read a file of records; a last line that was cut off while being written is left out.
 
         Raises:
+            FileNotFoundError: there is none.
+            FileError: it cannot be read.
             RecordError: not a file of records, another version, or a damaged line (it is named).
         """
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        if not lines:
-            raise RecordError(f"{path}: not a file of records, it has no header line")
-        log = cls()
-        for number, line in enumerate(lines, 1):
+        log, number = cls(), 0
+        for number, line in enumerate(whole_lines(path), 1):
             try:
-                data = json.loads(line)
+                data = parse_json(line)
                 if number == 1:
                     _check_header(data)
                 else:
                     log.records.append(Record.from_json(data))
-            except (json.JSONDecodeError, TypeError, RecordError) as error:
+            except (ValueError, TypeError) as error:
                 raise RecordError(f"{path}, line {number}: {error}") from None
+        if not number:
+            raise RecordError(f"{path}: not a file of records, it has no header line")
         return log
 
 
@@ -194,8 +196,8 @@ def append_records(path: Path, records: Iterable[Record]) -> None:
             lines.insert(0, own_header)
         else:
             try:
-                _check_header(json.loads(header))
-            except (json.JSONDecodeError, UnicodeDecodeError, RecordError) as error:
+                _check_header(parse_json(header))
+            except ValueError as error:
                 raise RecordError(f"{path}, line 1: {error}") from None
             _drop_torn_line(file)
         file.write("".join(lines).encode())

@@ -1,6 +1,7 @@
 """A run's evaluation.json as records, so that scores are judged like measurements."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from probes.record import Record, Rows
@@ -30,7 +31,8 @@ def score_records(evaluation: Mapping[str, Any], step: int = 0) -> list[Record]:
 
     def add(statistic: str, value: Any, unit: str = "CIDEr x 100") -> None:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            rows.add("score", statistic, value, unit)
+            with suppress(OverflowError):  # a whole number too large for a float
+                rows.add("score", statistic, value, unit)
 
     scores = _within(evaluation, "scores")
     add("cider", scores.get("cider"))

@@ -21,10 +21,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from torch import nn
 
-from configs.errors import did_you_mean
+from configs.errors import ConfigError, did_you_mean, shown
+from configs.yaml_text import read_yaml
 from probes.errors import PathError
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ class GatePath:
         _check_per_layer("gates", self.name)
         if self.transform not in TRANSFORMS:
             allowed = ", ".join(TRANSFORMS)
-            raise PathError(f"gates: transform is {self.transform!r}; it must be one of {allowed}")
+            raise PathError(
+                f"gates: transform is {shown(self.transform)}; it must be one of {allowed}"
+            )
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise PathError(f"gates: the clamp's low {self.low} is not below high {self.high}")
 
@@ -109,15 +111,17 @@ class SignalPath:
             if getattr(self, name) is not None:
                 _check_per_layer(name, getattr(self, name))
         if self.layers.count("*") != 1:
-            raise PathError(f"layers: {self.layers!r} must have one * in the place of the number")
+            raise PathError(
+                f"layers: {shown(self.layers)} must have one * in the place of the number"
+            )
         if (self.fusion is None) == (self.splice is None):
             raise PathError("give either fusion (modules beside the decoder) or splice (token id)")
         if self.fusion is None and any(getattr(self, n) for n in (*PER_LAYER, "gates")):
             raise PathError("residual, branch, attention and gates belong to fusion, not to splice")
         if not (self.splice in (None, "prefix") or type(self.splice) is int):
-            raise PathError(f"splice: must be a token id or 'prefix', got {self.splice!r}")
+            raise PathError(f"splice: must be a token id or 'prefix', got {shown(self.splice)}")
         if self.loss not in ("mean", "sum"):
-            raise PathError(f"loss: must be 'mean' or 'sum', got {self.loss!r}")
+            raise PathError(f"loss: must be 'mean' or 'sum', got {shown(self.loss)}")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "SignalPath":
@@ -131,7 +135,7 @@ class SignalPath:
             if key not in known:
                 allowed = ", ".join(known)
                 raise PathError(
-                    f"unknown key {key!r} in a signal path{did_you_mean(str(key), known)}; "
+                    f"unknown key {shown(key)} in a signal path{did_you_mean(str(key), known)}; "
                     f"allowed: {allowed}"
                 )
         for key in ("projector", "layers"):
@@ -139,13 +143,13 @@ class SignalPath:
                 raise PathError(f"a signal path needs {key!r}, the name of a module")
         for key in ("signal", "signal_input", "encoder", "text_embeddings", "head"):
             if not isinstance(data.get(key, ""), str | None):
-                raise PathError(f"{key}: must be a name, got {data[key]!r}")
+                raise PathError(f"{key}: must be a name, got {shown(data[key])}")
         knobs = data.get("knobs", ())
         if not (isinstance(knobs, list | tuple) and all(isinstance(k, str) for k in knobs)):
-            raise PathError(f"knobs: must be a list of names, got {knobs!r}")
+            raise PathError(f"knobs: must be a list of names, got {shown(knobs)}")
         scale = data.get("scale")
         if isinstance(scale, bool) or not isinstance(scale, str | float | int | None):
-            raise PathError(f"scale: must be a name or a number, got {scale!r}")
+            raise PathError(f"scale: must be a name or a number, got {shown(scale)}")
         values = {**data, "knobs": tuple(knobs)}
         if values.get("gates") is not None:
             values["gates"] = _gate_path(values["gates"])
@@ -159,12 +163,9 @@ class SignalPath:
             PathError: the file is missing, not YAML, or not a signal path.
         """
         try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PathError(f"cannot read the signal path {path}: {error.strerror}") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date, 1000 [
-            why = " ".join(str(error).split())  # PyYAML's take several lines
-            raise PathError(f"{path} is not YAML: {why}") from None
+            data = read_yaml(Path(path))
+        except ConfigError as error:
+            raise PathError(str(error)) from None
         if not isinstance(data, dict):
             raise PathError(f"{path} must hold keys and values, such as 'projector: model.proj'")
         return cls.from_dict(data)
@@ -185,7 +186,7 @@ def _check_per_layer(what: str, value: Any) -> None:
     if isinstance(value, str):
         if "{layer}" not in value:
             raise PathError(
-                f"{what}: {value!r} must have {{layer}} in the place of the layer's number, "
+                f"{what}: {shown(value)} must have {{layer}} in the place of the layer's number, "
                 "or be a mapping from decoder layer to name"
             )
     elif not (
@@ -202,12 +203,14 @@ def _gate_path(value: Any) -> GatePath:
         return GatePath(value)
     unknown = set(value) - {"name", "clamp", "transform"}
     if unknown:
-        raise PathError(f"gates: unknown key {min(unknown)!r}; allowed: name, clamp, transform")
+        raise PathError(
+            f"gates: unknown key {shown(min(unknown, key=str))}; allowed: name, clamp, transform"
+        )
     clamp = value.get("clamp", (None, None))
     if (
         not isinstance(clamp, list | tuple)
         or len(clamp) != 2
         or not all(isinstance(end, float | int | None) for end in clamp)
     ):
-        raise PathError(f"gates: clamp must be [low, high], got {clamp!r}")
+        raise PathError(f"gates: clamp must be [low, high], got {shown(clamp)}")
     return GatePath(value["name"], clamp[0], clamp[1], value.get("transform", "none"))

@@ -1,12 +1,15 @@
 """Which process holds a run's folder, as ``run.lock`` says; looking changes nothing."""
 
-import json
 import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs.errors import FileError
+from configs.json_files import open_regular, parse_json
 from reports.errors import ReportError
+
+_MOST_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,18 @@ def read_owner(folder: Path) -> Owner | None:
         ReportError: there is an owner, but ``run.lock`` does not tell who.
     """
     try:
-        text = (folder / "run.lock").read_text(encoding="utf-8")
+        with open_regular(folder / "run.lock") as file:
+            text = file.read(_MOST_BYTES)
         if not text.strip():  # left empty when it is released
             return None
-        owner = json.loads(text)
+        owner = parse_json(text)
         pid = int(owner["pid"])
         if not 0 < pid < 2**31:
             raise ValueError(f"pid {owner['pid']}")
         return Owner(pid, str(owner["host"]))
     except FileNotFoundError:
         return None
+    except FileError as error:
+        raise ReportError(str(error)) from None
     except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise ReportError(f"{folder / 'run.lock'} cannot be read: {error}") from None

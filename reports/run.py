@@ -4,7 +4,6 @@ Any file may be missing, cut off or damaged: what cannot be read is left out and
 ``damaged``, so that a crashed run can be reported on as well. Only ``config.json`` must be there.
 """
 
-import json
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -13,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.errors import SafeError
+from configs.errors import FileError, SafeError
+from configs.json_files import parse_json, read_json, whole_lines
 from configs.schema import RunConfig
 from probes.findings.facts import Facts
 from probes.findings.finding import Finding
@@ -219,7 +219,9 @@ def _locate(path: Path) -> tuple[Path, int | None]:
 def _config(folder: Path) -> RunConfig:
     file = folder / "config.json"
     try:
-        return RunConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        return RunConfig.from_dict(read_json(file))
+    except FileError as error:
+        raise ReportError(str(error)) from None
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ReportError(f"{file} cannot be read: {error}") from None
 
@@ -250,24 +252,26 @@ class _Reader:
     def json(self, name: str, kind: type, parse_constant: Callable[[str], Any] = str) -> Any:
         """A JSON file holding a ``kind``; None when absent or damaged. NaN stays a word."""
 
-        def parse(text: str) -> Any:
-            value = json.loads(text, parse_constant=parse_constant)
+        def read(path: Path) -> Any:
+            value = read_json(path, parse_constant)
             if not isinstance(value, kind):
                 raise ValueError(f"holds a {type(value).__name__}, not a {kind.__name__}")
             return value
 
-        return self._read(name, parse)
+        return self._read(name, read)
 
     def mapping(self, name: str) -> Row:
         return self.json(name, dict) or {}
 
     def lines(self, name: str, key: str = "kind") -> list[Row]:
         """JSON lines with ``key``; a torn last line is normal, other bad lines are damage."""
+        return self._read(name, lambda path: self._rows(path, name, key)) or []
+
+    def _rows(self, path: Path, name: str, key: str) -> list[Row]:
         rows: list[Row] = []
-        lines = (self._read(name, str) or "").split("\n")
-        for number, line in enumerate(lines[:-1], 1):
+        for number, line in enumerate(whole_lines(path), 1):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 if not isinstance(row, dict) or not isinstance(row.get(key), str):
                     raise ValueError(f"no object with a text {key!r}")
                 rows.append(row)
@@ -288,11 +292,8 @@ class _Reader:
         """Of the training's probes, and of a later check; in the order of their steps."""
         found: list[Record] = []
         for name in ("probes.jsonl", f"{check_folder(step)}/records.jsonl"):
-            found += self._read(name, self._parse_records(name)) or []
+            found += self._read(name, RecordLog.read) or []
         return sorted(found, key=lambda record: record.step)
-
-    def _parse_records(self, name: str) -> Callable[[str], RecordLog]:
-        return lambda _: RecordLog.read(self.folder / name)
 
     def scored(self, step: int | None, split: str) -> str:
         """Where the final scores lie: where ``safe-train evaluate`` put them later, or the run."""
@@ -301,10 +302,13 @@ class _Reader:
             return ""
         return later
 
-    def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
+    def _read(self, name: str, read: Callable[[Path], Any]) -> Any:
         try:
-            return parse((self.folder / name).read_text(encoding="utf-8"))
+            return read(self.folder / name)
         except FileNotFoundError:
+            return None
+        except FileError as error:
+            self.damaged[name] = error.why
             return None
         except (OSError, ValueError, SafeError) as error:
             self.damaged[name] = str(error)

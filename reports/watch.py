@@ -3,7 +3,6 @@
 Only what was appended since the last look is read: a long run has many rows.
 """
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import SafeError
+from configs.json_files import open_regular, parse_json
 from probes.findings.finding import Finding
 from probes.record import Record
 from reports.errors import ReportError
@@ -34,9 +34,13 @@ class Tail:
         """Every whole row so far."""
 
     def poll(self) -> bool:
-        """Read what is new; returns whether anything was."""
+        """Read what is new; returns whether anything was.
+
+        Raises:
+            FileError: the file is a pipe, too large, or refused.
+        """
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 state = os.fstat(file.fileno())
                 if state.st_size < self._position or state.st_ino != self._inode:
                     self._position, self._inode, self.rows = 0, state.st_ino, []
@@ -52,7 +56,7 @@ class Tail:
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
@@ -149,7 +153,7 @@ class Watched:
     def last_words(self) -> str:
         """The newest line of the run's log, without its date."""
         try:
-            with (self.folder / "log.txt").open("rb") as file:
+            with open_regular(self.folder / "log.txt") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
                 lines = file.read().decode("utf-8", "replace").splitlines()
         except FileNotFoundError:

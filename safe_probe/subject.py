@@ -3,8 +3,8 @@
 Everything that is not what the configuration says (embedded backbone, synthetic clips) is printed.
 """
 
-import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from configs.errors import ConfigError
+from configs.json_files import parse_json, read_json, whole_lines
 from configs.overrides import dotted_fields, resolve
 from configs.schema import EMBEDDED, SYNTHETIC, RunConfig
 from probes.record import Record
@@ -214,25 +215,22 @@ def rebuild(experiment: Experiment, scale: float, gate_init: float) -> SAFEModel
 
 def _last_step(run: Path) -> int:
     """The last optimizer step in metrics.jsonl; 0 when there is none."""
-    file = run / "metrics.jsonl"
     steps = [0]
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # cut off while it was written
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                steps.append(row["step"])
+    with suppress(FileNotFoundError):
+        for line in whole_lines(run / "metrics.jsonl"):
+            with suppress(ValueError):  # a damaged line
+                row = parse_json(line)
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    steps.append(row["step"])
     return max(steps)
 
 
 def _scores(run: Path, step: int) -> list[Record]:
     """The run's evaluation, when it has one."""
     file = run / "evaluation.json"
-    if not file.is_file():
-        return []
     try:
-        return score_records(json.loads(file.read_text(encoding="utf-8")), step)
-    except (json.JSONDecodeError, AttributeError) as error:
+        return score_records(read_json(file), step)
+    except FileNotFoundError:
+        return []
+    except AttributeError as error:
         raise ConfigError(f"{file} is damaged: {error}") from None

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from benchmarks.case_study.layer_norms import PlantLayerNorms
@@ -14,6 +13,7 @@ from benchmarks.case_study.variants import Variant
 from configs.adapt import with_effective_batch
 from configs.overrides import apply_values, flatten
 from configs.schema import RunConfig
+from configs.yaml_text import read_yaml
 from safe.training.callbacks import Callback
 from safe.training.launch import Launch
 from safe.training.run import resume, start
@@ -74,7 +74,7 @@ def configured(
     values = pieces.values | {"optim.seed": seed}
     if variant.calibrated:
         file = calibration_file(variant, calibrations)
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = read_yaml(file)
         values |= dict(flatten({key: value for key, value in found.items() if key != "base"}))
     config = apply_values(variant.config, values)
     return with_effective_batch(config, EFFECTIVE_BATCH), frozenset(values)

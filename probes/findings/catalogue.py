@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
 
-from configs.errors import ConfigError, did_you_mean
+from configs.errors import ConfigError, did_you_mean, shown
 from configs.plugins import ExtensionPoint
 from probes.findings import independence, steps, wiring  # noqa: F401 - they enter their rules
 from probes.findings.data import DATA
@@ -95,7 +95,7 @@ def _look(name: str, rule: Rule, facts: Facts, limits: Thresholds) -> Iterator[H
 def unknown_code(code: str) -> str:
     """The end of an error about a code that is not in the catalogue."""
     hint = did_you_mean(code.upper(), catalogue()) or ";"
-    return f"unknown finding {code!r}{hint} `safe-probe list` prints all"
+    return f"unknown finding {shown(code)}{hint} `safe-probe list` prints all"
 
 
 def begins_a_code(beginning: str) -> bool:

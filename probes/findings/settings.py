@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from configs.errors import ConfigError, unknown
+from configs.errors import ConfigError, shown, unknown
+from configs.yaml_text import read_yaml
 from probes.findings.catalogue import CATALOGUE, begins_a_code, catalogue, unknown_code
 from probes.findings.finding import Finding, Severity
 from probes.findings.thresholds import Thresholds
@@ -63,12 +62,12 @@ class Settings:
         severities, limits = values.get("severity", {}), values.get("thresholds", {})
         for key, value in (("severity", severities), ("thresholds", limits)):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{key} = {value!r}: must be a mapping")
+                raise ConfigError(f"{key} = {shown(value)}: must be a mapping")
         return cls(
             select=_codes("select", values.get("select", ())),
             ignore=_codes("ignore", values.get("ignore", ())),
             fail_on=parse_fail_on(values.get("fail-on", "error")),
-            severity={code: _severity(code, word) for code, word in severities.items()},
+            severity={str(code): _severity(code, word) for code, word in severities.items()},
             thresholds=Thresholds.from_dict(limits),
         )
 
@@ -80,12 +79,8 @@ class Settings:
             ConfigError: not readable, or as :meth:`from_dict` does.
         """
         try:
-            text = path.read_text(encoding="utf-8")
-            if path.suffix == ".toml":
-                values = tomllib.loads(text).get("tool", {}).get("safe-probe", {})
-            else:
-                values = yaml.safe_load(text) or {}
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+            values = _in_toml(path) if path.suffix == ".toml" else read_yaml(path) or {}
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
             raise ConfigError(f"cannot read the settings in {path}: {error}") from None
         if not isinstance(values, Mapping):
             raise ConfigError(f"{path} must hold keys and values, such as 'ignore: [SP113]'")
@@ -113,6 +108,10 @@ class Settings:
         return self.fail_on is not None and any(f.severity >= self.fail_on for f in findings)
 
 
+def _in_toml(path: Path) -> Any:
+    return tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("safe-probe", {})
+
+
 def parse_fail_on(word: Any) -> Severity | None:
     """The severity called ``word``; None for ``never``.
 
@@ -121,13 +120,13 @@ def parse_fail_on(word: Any) -> Severity | None:
     """
     if word == NEVER:
         return None
-    if word not in WORDS:
+    if not isinstance(word, str) or word not in WORDS:
         raise ConfigError(unknown("value of fail-on", str(word), [*WORDS, NEVER]))
     return WORDS[word]
 
 
 def _severity(code: str, word: Any) -> Severity:
-    if word not in WORDS:
+    if not isinstance(word, str) or word not in WORDS:
         raise ConfigError(unknown(f"severity of {code}", str(word), WORDS))
     return WORDS[word]
 
@@ -136,5 +135,5 @@ def _codes(key: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if not isinstance(value, list | tuple) or not all(isinstance(code, str) for code in value):
-        raise ConfigError(f"{key} = {value!r}: must be a list of codes such as SP2 or SP205")
+        raise ConfigError(f"{key} = {shown(value)}: must be a list of codes such as SP2 or SP205")
     return tuple(code.upper() for code in value)

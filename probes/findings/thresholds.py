@@ -1,11 +1,11 @@
 """Every limit that a rule compares with, its unit, meaning and source: one table."""
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from configs.errors import ConfigError, unknown
+from configs.errors import ConfigError, shown, unknown
 
 _RUN = "a real run: SmolLM2-135M, 800 steps"
 
@@ -189,8 +189,8 @@ class Thresholds:
             if name not in names:
                 raise ConfigError(unknown("threshold", str(name), names))
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (number and math.isfinite(value) and value >= 0):
+            if not (number and 0 <= value <= sys.float_info.max):
                 raise ConfigError(
-                    f"threshold {name} = {value!r}: must be a finite number of at least 0"
+                    f"threshold {name} = {shown(value)}: must be a finite number of at least 0"
                 )
         return cls(**{name: float(value) for name, value in values.items()})

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from configs.json_files import parse_json
+
 
 @contextmanager
 def file_lock(path: Path, *, shared: bool = False) -> Iterator[None]:
@@ -57,7 +59,7 @@ class AppendLog:
         result = []
         for number, line in enumerate(complete.split(b"\n")[:-1], self.lines):
             try:
-                value = json.loads(line)
+                value = parse_json(line)
             except ValueError:
                 continue
             if isinstance(value, dict):

@@ -9,12 +9,12 @@ from configs.errors import CheckpointError
 from configs.overrides import dotted_fields
 from configs.schema import RunConfig
 from safe import processes
+from safe.checkpoint_manifest import verify
 from safe.console import progress
 from safe.evaluation.evaluate import Evaluation, Evaluator
 from safe.evaluation.unscored import Unscored
 from safe.models.adapter_files import load_adapter
 from safe.training.checkpoint import latest_good
-from safe.training.checkpoint_manifest import verify
 from safe.training.experiment import prepare
 from safe.training.heartbeat import Heartbeat
 from safe.training.interrupt import Interrupt

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from configs.errors import FileError
+from configs.json_files import read_json
 from configs.schema import EvalConfig
 from safe.data.splits import Split
 from safe.models.digest import file_digest
@@ -59,9 +61,8 @@ class Unscored:
         """Captions by condition and clip id; None when none are waiting."""
         for folder in self.folders:
             try:
-                text = (folder / "captions" / self.name).read_text(encoding="utf-8")
-                found: dict[str, dict[str, str]] = json.loads(text)
-            except (OSError, ValueError):
+                found: dict[str, dict[str, str]] = read_json(folder / "captions" / self.name)
+            except (FileNotFoundError, FileError):
                 continue
             return found
         return None

@@ -3,6 +3,9 @@
 adapter_config.json, adapter_model.safetensors   LoRA of the fusion, PEFT's own format
 safe_adapter.safetensors                         projector, residual gates, a random base
 safe_config.json                                 model configuration, outer gate, backbone
+
+A finished run's has a manifest.json, too; one in a checkpoint stands in the checkpoint's. Their
+sums are checked before anything is used.
 """
 
 import json
@@ -15,8 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from configs.errors import CheckpointError
+from configs.errors import CheckpointError, FileError
+from configs.json_files import read_json
 from configs.schema import ModelConfig
+from safe.checkpoint_manifest import MANIFEST_NAME, verify
 from safe.models.backbones import Backbone, load_backbone
 from safe.models.fusion_adapter import PROJECTIONS
 from safe.models.safe_model import SAFEModel
@@ -56,9 +61,10 @@ def from_pretrained(folder: Path, backbone: Backbone | None = None) -> SAFEModel
         backbone: an already loaded backbone; loaded by its recorded name when None.
 
     Raises:
-        CheckpointError: files missing, damaged, of another format, for another backbone, or with
-            tensors that do not fit.
+        CheckpointError: files missing, damaged, other than their manifest says, of another format,
+            for another backbone, or with tensors that do not fit.
     """
+    _check_sums(folder)
     header = read_header(folder)
     config = ModelConfig.from_dict(header["model"])
     backbone = backbone or load_backbone(
@@ -67,7 +73,7 @@ def from_pretrained(folder: Path, backbone: Backbone | None = None) -> SAFEModel
     )  # fmt: skip
     _require_backbone(folder, header, backbone)
     model = SAFEModel(backbone, config)
-    load_adapter(model, folder)
+    _load(model, folder)
     return model
 
 
@@ -77,6 +83,20 @@ def load_adapter(model: SAFEModel, folder: Path) -> None:
     Raises:
         CheckpointError: as :func:`from_pretrained`; ``model`` is unchanged then.
     """
+    _check_sums(folder)
+    _load(model, folder)
+
+
+def _check_sums(folder: Path) -> None:
+    """Verify an adapter by its manifest, or its checkpoint's; one made elsewhere has none."""
+    folder = folder.resolve()
+    if (folder / MANIFEST_NAME).exists():
+        verify(folder)
+    elif folder.parent.parent.name == "checkpoints":
+        verify(folder.parent, f"{folder.name}/")
+
+
+def _load(model: SAFEModel, folder: Path) -> None:
     header = read_header(folder)
     _require_backbone(folder, header, model)
     _require_settings(folder, header, model)
@@ -110,14 +130,14 @@ def read_header(folder: Path) -> dict[str, Any]:
     """``safe_config.json`` of an adapter folder, its format checked."""
     path = folder / "safe_config.json"
     try:
-        header: dict[str, Any] = json.loads(path.read_text())
+        header: dict[str, Any] = read_json(path)
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} holds no adapter: {path.name} is missing; give the folder of a checkpoint "
             "or of a finished run"
         ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except FileError as error:
+        raise CheckpointError(str(error)) from error
     found = header.get("format") if isinstance(header, dict) else None
     if found != FORMAT:
         raise CheckpointError(f"{path} has format {found!r}; this version reads {FORMAT}")

@@ -285,7 +285,11 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any]) -> tuple[Any,
         loader: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         with quiet_transformers():
             model, info = loader.from_pretrained(
-                folder, trust_remote_code=False, output_loading_info=True, **options
+                folder,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
             )
             tokenizer = load_tokenizer(folder)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:

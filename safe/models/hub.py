@@ -1,17 +1,18 @@
 """From a model's name to the local folder that holds its files."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from configs.errors import ModelError
+from configs.json_files import read_json
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "embedded"
 """The tiny models that come with the package."""
 
 _CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja")
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_WEIGHTS = "*.safetensors"
+_PICKLES = "pytorch_model*.bin"
 
 
 def looks_like_folder(name: str) -> bool:
@@ -20,30 +21,32 @@ def looks_like_folder(name: str) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the weight files in ``folder``: safetensors if there are any, else PyTorch's."""
-    for pattern in _WEIGHTS:
-        if found := sorted(folder.glob(pattern)):
-            return found
-    return []
+    """Return the safetensors files in ``folder``; pickles are never opened and do not count."""
+    return sorted(folder.glob(_WEIGHTS))
 
 
 def check_shards(name: str, folder: Path) -> None:
     """Check that the weights in ``folder`` are one file, or all those that their index names.
 
     Raises:
-        ModelError: no weights, no index beside several files, an index that cannot be read, or
-            files that it names and that are not there.
+        ModelError: no weights, only pickled ones, no index beside several files, an index that
+            cannot be read, or files that it names and that are not there.
     """
     again = f"in {folder}; copy or download it again"
     files = [path.name for path in weight_files(folder)]
+    if not files and (pickle := next(folder.glob(_PICKLES), None)):
+        raise ModelError(
+            f"{name}: its weights are a pickle ({pickle}), which may run anything and is not "
+            "opened; fetch a revision that has *.safetensors, or, in a container, load it with "
+            "the class that its config.json names and call save_pretrained(ANOTHER_FOLDER)"
+        )
     if not files:
         raise ModelError(f"{name}: no *.safetensors {again}")
     if any("-of-" not in file for file in files):
         return
-    stem = "model.safetensors" if files[0].endswith(".safetensors") else "pytorch_model.bin"
-    index = folder / f"{stem}.index.json"
+    index = folder / "model.safetensors.index.json"
     try:
-        named = {str(file) for file in json.loads(index.read_text())["weight_map"].values()}
+        named = {str(file) for file in read_json(index)["weight_map"].values()}
     except FileNotFoundError:
         raise ModelError(f"{name}: {len(files)} weight files but no {index.name} {again}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -129,13 +132,11 @@ def _download(name: str, ways_out: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*_CONFIGS, _WEIGHTS[0]]))
-        if not weight_files(folder):
-            folder = Path(snapshot_download(name, allow_patterns=[*_CONFIGS, _WEIGHTS[1]]))
+        folder = Path(snapshot_download(name, allow_patterns=[*_CONFIGS, _WEIGHTS]))
     except (OSError, ValueError) as error:
         raise _not_found(name, error, ways_out) from error
     if not _complete(folder):
-        raise ModelError(f"{name!r}: the hub has no complete weights under this name; {ways_out}")
+        raise ModelError(f"{name!r}: the hub has no complete *.safetensors under it; {ways_out}")
     return folder
 
 

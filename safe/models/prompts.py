@@ -1,12 +1,12 @@
 """The text that stands before every caption, per model family."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
 from configs.errors import ModelError
+from configs.json_files import read_json
 
 PROMPT_FILE = "safe_prompt.json"
 REQUEST = "Describe the sound in one sentence."
@@ -27,7 +27,7 @@ def prompt_in(folder: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        prompt = json.loads(path.read_text(encoding="utf-8"))["prompt"]
+        prompt = read_json(path)["prompt"]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f'{path}: expected {{"prompt": "..."}}') from error
     if not isinstance(prompt, str):
@@ -49,7 +49,7 @@ def load_tokenizer(folder: Path) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     path = folder / "chat_template.json"
     if not tokenizer.chat_template and path.is_file():
-        tokenizer.chat_template = json.loads(path.read_text(encoding="utf-8"))["chat_template"]
+        tokenizer.chat_template = read_json(path)["chat_template"]
     return tokenizer
 
 

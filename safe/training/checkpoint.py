@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from configs.errors import CheckpointError
-from safe.training.checkpoint_manifest import Manifest, verify, write_manifest
+from safe.checkpoint_manifest import Manifest, verify, write_manifest
 from safe.training.durable import fsync_path, fsync_tree
 from safe.training.locks import FileLock, process_alive, try_lock
 
@@ -81,13 +81,18 @@ def newest(parent: Path) -> Path | None:
     return next(reversed(checkpoints(parent)), None)
 
 
-def latest_good(parent: Path) -> tuple[Path | None, list[Rejected]]:
+def latest_good(parent: Path, before: Path | None = None) -> tuple[Path | None, list[Rejected]]:
     """Return the newest checkpoint that verifies, and the newer ones that do not, with reasons.
 
     Nothing is moved or changed; `set_aside` does that for a rejected one.
+
+    Args:
+        parent: folder of checkpoints.
+        before: one of them; only older ones are looked at.
     """
     rejected: list[Rejected] = []
-    for path in reversed(checkpoints(parent)):
+    found = checkpoints(parent)
+    for path in reversed(found if before is None else found[: found.index(before)]):
         try:
             manifest = verify(path)
             if manifest.name != path.name:

@@ -21,6 +21,7 @@ from typing import NoReturn, Self
 import torch
 
 from configs.errors import ConfigError
+from configs.plain_text import plain
 from safe import processes
 from safe.training.interrupt import Interrupt
 
@@ -184,7 +185,7 @@ class Heartbeat:
         flush = threading.Thread(target=sys.stdout.flush, daemon=True)
         flush.start()
         flush.join(_BEAT_SECONDS)
-        os.write(2, f"ProcessLost: {line}\n".encode())
+        os.write(2, f"ProcessLost: {plain(line)}\n".encode())
         self._say_goodbye()
         os._exit(EXIT_LOST)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import CheckpointError
+from configs.json_files import parse_json
 from safe.training.durable import write_atomically
 
 _NONFINITE = "nonfinite"
@@ -84,8 +85,8 @@ class MetricsLog:
 
     def _step(self, line: bytes, number: int) -> int:
         try:
-            return int(json.loads(line)["step"])
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            return int(parse_json(line)["step"])
+        except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(
                 f"{self.path}: line {number} is not a row of metrics "
                 f"({line[:40]!r}); repair or delete that line, then resume"

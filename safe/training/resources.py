@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from typing_extensions import override
 
+from configs.json_files import read_json
 from safe.evaluation.metrics import Scores
 from safe.training.callbacks import Callback, Step
 from safe.training.durable import write_atomically
@@ -40,7 +41,7 @@ class Resources(Callback):
     def on_run_begin(self, folder: Path, experiment: "Experiment") -> None:
         self._file = folder / FILE_NAME
         with suppress(OSError, ValueError, KeyError, TypeError):
-            earlier: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
+            earlier: dict[str, Any] = read_json(self._file)
             self._seconds = float(earlier["train_seconds"])
             self._peak = int(earlier["peak_bytes"])
 

@@ -18,9 +18,10 @@ from typing import Any
 
 import yaml
 
-from configs.errors import CheckpointError, ConfigError
+from configs.errors import CheckpointError, ConfigError, FileError
+from configs.json_files import read_json, require_regular
 from configs.plain_text import plain
-from safe.training.checkpoint_manifest import as_json
+from safe.checkpoint_manifest import as_json
 from safe.training.durable import point_symlink, write_atomically
 from safe.training.environment import describe_environment
 from safe.training.metrics_log import MetricsLog
@@ -86,6 +87,8 @@ class RunDirectory:
             (path / "checkpoints").mkdir(exist_ok=True)
             _write_environment(path)
             _point_latest(path)
+            require_regular(path / "metrics.jsonl")  # they are opened for writing
+            require_regular(path / "log.txt")
             return cls(path, lock)
         except BaseException:
             lock.release()
@@ -197,11 +200,10 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = Path(path) / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = read_json(file)
+    except (FileNotFoundError, FileError) as error:
         raise CheckpointError(
-            f"{path} is no run folder: cannot read {file.name}: {error}; pass a "
-            "folder such as runs/NAME or runs/latest"
+            f"{path} is no run folder: {error}; pass a folder such as runs/NAME or runs/latest"
         ) from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{file}: holds no JSON object, so it is no run's config")
@@ -287,7 +289,7 @@ def _point_latest(path: Path) -> None:
 def _readable_errors(what: str, path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, FileError) as error:
         raise CheckpointError(
             f"{what} {path}: {error}; check that the folder exists, is writable and has room"
         ) from error

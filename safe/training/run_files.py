@@ -7,6 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 from typing_extensions import override
 
+from configs.json_files import parse_json, whole_lines
 from configs.overrides import flatten
 from configs.schema import RunConfig
 from safe.data.splits import Split
@@ -73,7 +74,7 @@ class RunFiles(Callback):
 
 def evaluated_step(directory: RunDirectory) -> int:
     """The last step that metrics.jsonl has an evaluation of; 0 when there is none."""
-    rows = [json.loads(line) for line in directory.metrics_path.read_bytes().splitlines()]
+    rows = map(parse_json, whole_lines(directory.metrics_path))
     return max((row["step"] for row in rows if row.get("kind") == "evaluation"), default=0)
 
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from configs.errors import CheckpointError
+from configs.json_files import read_json
 from safe.training.locks import FileLock, process_alive, try_lock
 
 LOCK_NAME = "run.lock"
@@ -61,7 +62,7 @@ class RunLock:
 
 def _read_owner(path: Path) -> tuple[int | str, str]:
     try:
-        owner = json.loads(path.read_text())
+        owner = read_json(path)
         return int(owner["pid"]), str(owner["host"])
     except (OSError, ValueError, TypeError, KeyError):
         return "(unknown)", "(unknown)"

@@ -11,7 +11,6 @@ from configs.errors import CheckpointError, SafeError
 from safe import processes
 from safe.models.adapter_files import load_adapter, save_pretrained
 from safe.training.checkpoint import (
-    checkpoints,
     latest_good,
     publish,
     set_aside,
@@ -79,7 +78,7 @@ class Saving:
             The step at which the evaluation split was last scored; 0 when it was not.
 
         Raises:
-            CheckpointError: it does not fit this training; names the one before it.
+            CheckpointError: it does not fit this training; names the good one before it.
         """
         found = (None, 0) if self.directory is None else self._newest(self.directory)
         folder, evaluated = processes.gather(found)[0]
@@ -87,8 +86,8 @@ class Saving:
             try:
                 self._load(folder)
             except SafeError as error:
-                older = [p.name for p in checkpoints(folder.parent) if p.name < folder.name]
-                hint = f"; rename {folder} to go on from {older[-1]}" if older else ""
+                older, _ = latest_good(folder.parent, before=folder)
+                hint = f"; rename {folder} to go on from {older.name}" if older else ""
                 raise CheckpointError(f"cannot go on from {folder}: {error}{hint}") from error
         return evaluated
 

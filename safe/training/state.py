@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from configs.errors import CheckpointError
-from safe.training.checkpoint_manifest import as_json
+from configs.errors import CheckpointError, FileError
+from configs.json_files import read_json
+from safe.checkpoint_manifest import as_json
 from safe.training.optimizer_state import describe_optimizer, fill_optimizer, optimizer_tensors
 from safe.training.rng import RngState, capture_rng, restore_rng
 
@@ -137,11 +138,9 @@ def _rng_of(values: list[dict[str, Any]], tensors: dict[str, Tensor], rank: int)
 
 def _read_document(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read: {error}; resume from another checkpoint"
-        ) from error
+        document = read_json(path)
+    except (FileNotFoundError, FileError) as error:
+        raise CheckpointError(f"{error}; resume from another checkpoint") from error
     version = document.get("format_version") if isinstance(document, dict) else None
     if version != FORMAT_VERSION:
         raise CheckpointError(

@@ -179,8 +179,8 @@ def test_name_and_base_that_agree(tmp_path: Path) -> None:
         ("model: {fusion: {layers: [x]}}", r"layers = \['x'\]: must be a list of integers"),
         ("- 1", "run.yaml must hold a mapping"),
         ("", "run.yaml must hold a mapping"),
-        ("a: [", "cannot read the config file .*run.yaml"),
-        ("? [a]\n: 1", "cannot read the config file"),
+        ("a: [", "cannot read the YAML file .*run.yaml"),
+        ("? [a]\n: 1", "cannot read the YAML file"),
         ("optim: {epochs: 1}\noptim: {seed: 2}", "key optim stands twice"),
         ("optim:\n  epochs: 1\n  epochs: 2", "key epochs stands twice"),
     ],
@@ -196,14 +196,14 @@ def test_refused_file_without_a_base(tmp_path: Path) -> None:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read the config file .*absent.yaml"):
+    with pytest.raises(ConfigError, match="cannot read the YAML file .*absent.yaml"):
         load_yaml(tmp_path / "absent.yaml")
 
 
 def test_binary_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(ConfigError, match="cannot read the config file"):
+    with pytest.raises(ConfigError, match="cannot read the YAML file"):
         load_yaml(path)
 
 

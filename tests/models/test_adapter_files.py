@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from configs.errors import CheckpointError
+from safe.checkpoint_manifest import write_manifest
 from safe.models.adapter_files import from_pretrained, load_adapter, read_header, save_pretrained
 from safe.models.fusion_adapter import PROJECTIONS
 
@@ -137,6 +138,47 @@ def test_lora_is_readable_by_peft(make_model, saved):
     assert loaded.keys() == own.keys()
     for name, tensor in own.items():
         assert torch.equal(loaded[name], tensor), name
+
+
+# ---- sums
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("place", ["finished", "checkpoint"])
+def test_a_flipped_bit_is_found(make_model, make_backbone, tmp_path, file, place):
+    whole = tmp_path / "run" / "adapter"
+    if place == "checkpoint":
+        whole = tmp_path / "run" / "checkpoints" / "step-00000001"
+    adapter = whole if place == "finished" else whole / "adapter"
+    save_pretrained(make_model(seed=1), adapter)
+    write_manifest(whole, whole.name, {})
+    from_pretrained(adapter, make_backbone())
+    load_adapter(make_model(seed=2), adapter)
+    flip_a_bit(adapter / file)
+    model = make_model(seed=2)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    for load in (
+        lambda: from_pretrained(adapter, make_backbone()),
+        lambda: load_adapter(model, adapter),
+    ):
+        with pytest.raises(CheckpointError, match=f"{file}: sha256 is"):
+            load()
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+def test_an_adapter_reads_only_its_part_of_a_checkpoint(make_model, make_backbone, tmp_path):
+    whole = tmp_path / "checkpoints" / "step-00000001"
+    save_pretrained(make_model(), whole / "adapter")
+    (whole / "optimizer.safetensors").write_bytes(b"1")
+    write_manifest(whole, whole.name, {})
+    flip_a_bit(whole / "optimizer.safetensors")
+    from_pretrained(whole / "adapter", make_backbone())
 
 
 # ---- errors

@@ -14,6 +14,7 @@ import soxr
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -288,6 +289,17 @@ def test_fusion_clap_is_deterministic(tmp_path: Path) -> None:
     clips = noise(4, 8000)
     first = encoder.encode(clips)
     assert all(torch.equal(first, encoder.encode(clips)) for _ in range(5))
+
+
+def test_clap_of_a_pickle_is_not_opened(
+    clap_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_a, **_k: pytest.fail("a pickle was opened"))
+    folder = shutil.copytree(clap_folder, tmp_path / "pickled")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"are a pickle \(.*pytorch_model.bin\)"):
+        load_audio_encoder(f"hf:{folder}")
 
 
 def test_clap_that_does_not_fit(clap_folder: Path, tmp_path: Path) -> None:

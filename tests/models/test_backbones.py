@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -332,6 +333,23 @@ def test_hub_name_from_the_cache(lm_folder: Path, tmp_path: Path) -> None:
     weights = snapshot / "model.safetensors"
     weights.rename(snapshot / "model-00001-of-00002.safetensors")
     assert not weights_available("someone/tiny")  # half a download
+
+
+def test_pickled_weights_are_not_opened(
+    lm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_a, **_k: pytest.fail("a pickle was opened"))
+    folder = shutil.copytree(lm_folder, tmp_path / "pickled")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    assert_sound(load_backbone(str(folder)))
+    (folder / "model.safetensors").unlink()
+    match = r"are a pickle \(.*pytorch_model.bin\).* not opened; .*safetensors.*save_pretrained"
+    with pytest.raises(ModelError, match=match):
+        load_backbone(str(folder))
+    assert not weights_available(str(folder))
+    save_file({"odd": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="not a backbone that can be loaded"):
+        load_backbone(str(folder))
 
 
 def test_folders_that_are_no_backbone(lm_folder: Path, tmp_path: Path) -> None:

@@ -131,7 +131,9 @@ def test_contradictions_are_errors(changes: dict[str, Any], message: str) -> Non
         SignalPath.from_dict(BASE | changes)
 
 
-@pytest.mark.parametrize(("text", "message"), [("[1]", "keys and values"), ("{", "is not YAML")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("[1]", "keys and values"), ("{", "cannot read the YAML file")]
+)
 def test_bad_yaml(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(PathError, match=message):

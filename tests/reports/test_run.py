@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from configs.errors import FileError
 from reports.errors import ReportError
 from reports.report import Report
 from reports.run import read_run
+from reports.watch import Watched
 
 MakeRun = Callable[..., Path]
 FILES = (
@@ -116,6 +120,52 @@ def test_any_damage_gives_a_report_or_a_plain_error(
     finally:
         file.write_bytes(whole)
     assert error is None or (name == "config.json" and "config.json" in str(error))
+
+
+def test_a_score_too_large_for_a_float(make_whole_run: MakeRun) -> None:
+    path = make_whole_run()
+    (path / "evaluation.json").write_text(json.dumps({"scores": {"cider": 10**400}}))
+    json.dumps(Report.of(path).to_json(), allow_nan=False)
+
+
+def spoil(file: Path, kind: str) -> None:
+    """Put something into a file's place that would hang its reader, or end in a traceback."""
+    file.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        file.write_text("[" * 3000 + "\n")
+
+
+@pytest.mark.timeout(60)  # a pipe that is opened waits for ever
+@pytest.mark.parametrize("kind", ["deep", "pipe", "device"])
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_cannot_be_read_are_named(make_whole_run: MakeRun, name: str, kind: str) -> None:
+    path = make_whole_run()
+    spoil(path / name, kind)
+    if name == "config.json":
+        with pytest.raises(ReportError, match=r"config\.json"):
+            read_run(path)
+        return
+    run = read_run(path)
+    json.dumps(Report.of(run).to_json(), allow_nan=False)
+    reason = "nested more than 50 deep" if kind == "deep" else "not a regular file"
+    assert reason in run.damaged[name]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["deep", "pipe", "device"])
+@pytest.mark.parametrize("name", ["run.lock", "metrics.jsonl", "probes.jsonl", "log.txt"])
+def test_what_is_watched_hangs_nobody(make_whole_run: MakeRun, name: str, kind: str) -> None:
+    path = make_whole_run()
+    spoil(path / name, kind)
+    fails = kind != "deep" and name != "run.lock"
+    with pytest.raises(FileError, match=name) if fails else nullcontext():
+        watched = Watched(path)
+        assert watched.life().word in ("running", "finished", "stopped")
+        watched.last_words()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, None, "x", [], {}, True, 10**400])

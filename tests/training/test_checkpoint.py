@@ -411,6 +411,13 @@ def test_latest_good_passes_over_the_damaged_and_the_renamed(tmp_path: Path) -> 
     assert snapshot(tmp_path) == before
 
 
+def test_the_good_one_before(tmp_path: Path) -> None:
+    good, damaged, last = (save(tmp_path, step, keep=3) for step in (1, 99_999_999, 100_000_000))
+    (damaged / "state.json").write_text("")
+    assert latest_good(tmp_path, before=last)[0] == good  # by number: as a text it is the first
+    assert latest_good(tmp_path, before=good) == (None, [])
+
+
 # temporary folders
 
 

@@ -45,7 +45,7 @@ def is_stopped(victim: bool, interrupt: Interrupt) -> None:
 
 def fails(victim: bool, interrupt: Interrupt) -> None:
     if victim:
-        raise ValueError("no such clip")
+        raise ValueError("no such \x1b[31mclip")
     wait_for_all()
 
 
@@ -136,7 +136,7 @@ def ends() -> Ends:
     [("is_killed", 2, "is gone: killed"), ("is_killed", 0, "is gone: killed"),
      ("is_stopped", 1, "has not answered for 6 s: stopped"),
      ("is_stopped", 0, "has not answered for 6 s: stopped"),
-     ("fails", 1, "stopped with ValueError: no such clip")],
+     ("fails", 1, r"stopped with ValueError: no such \x1b[31mclip")],
 )  # fmt: skip
 def test_a_lost_process_ends_the_others_by_name(
     case: str, victim: int, says: str, ends: Ends

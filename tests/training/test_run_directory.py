@@ -106,7 +106,7 @@ def test_open_goes_on_and_tells_the_second_environment(tmp_path: Path) -> None:
         assert (run.path / "environment-2.json").exists()
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "\x00"])
+@pytest.mark.parametrize("content", [None, "", "[]", "\x00", "[" * 3000])
 def test_what_is_no_run_folder(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
@@ -114,6 +114,21 @@ def test_what_is_no_run_folder(tmp_path: Path, content: str | None) -> None:
         with pytest.raises(CheckpointError, match=r"is no run|no JSON object"):
             read(tmp_path)
     assert not (tmp_path / "run.lock").exists()
+
+
+@pytest.mark.timeout(60)  # a pipe that is opened waits for ever
+def test_pipes_in_a_run_folder_are_refused(tmp_path: Path) -> None:
+    make(tmp_path).close()
+    path = tmp_path / "runs" / "a"
+    for name in ("metrics.jsonl", "log.txt", "config.json"):
+        content = (path / name).read_bytes() if (path / name).exists() else b""
+        (path / name).unlink(missing_ok=True)
+        os.mkfifo(path / name)
+        with pytest.raises(CheckpointError, match=f"{name} cannot be read: it is not a regular"):
+            RunDirectory.open(path)
+        (path / name).unlink()
+        (path / name).write_bytes(content)
+    RunDirectory.open(path).close()
 
 
 # latest

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from configs.errors import CheckpointError
+from safe.checkpoint_manifest import as_json
 from safe.training import rng as rng_module
-from safe.training.checkpoint_manifest import as_json
 from safe.training.rng import RngState, capture_rng, restore_rng
 from safe.training.state import load_training_state, read_progress, save_training_state
 
@@ -335,7 +335,7 @@ def test_damaged_files_are_named(saved: Path) -> None:
         ("[" * 100_000, "cannot be read"),
     ):
         file.write_text(content)
-        refused(saved, model, optimizer, f"trainer_state.json: .*{match}")
+        refused(saved, model, optimizer, f"trainer_state.json.*{match}")
     document = json.loads(text)
     document["rng"][0]["python"] = [3, [1, 2], None]
     file.write_text(json.dumps(document))

@@ -13,7 +13,13 @@ from configs.errors import ModelError
 from safe.models.audio_encoders.base import EMBEDDING_WIDTH, FrozenEncoder
 from safe.models.audio_encoders.local import in_order_of_time
 from safe.models.digest import file_digest
-from safe.models.hub import looks_like_folder, model_folder, quiet_transformers, weight_files
+from safe.models.hub import (
+    check_shards,
+    looks_like_folder,
+    model_folder,
+    quiet_transformers,
+    weight_files,
+)
 
 _WAYS_OUT = "give --audio-encoder hf:FOLDER, aisfx (after `safe-train fetch aisfx`) or embedded"
 
@@ -31,7 +37,8 @@ class TransformersClap(FrozenEncoder):
         where: folder or hub name of a CLAP (audio half or whole model).
 
     Raises:
-        ModelError: not found, audio weights missing, or another embedding width than 512.
+        ModelError: not found, audio weights missing or pickled, or another embedding width than
+            512.
     """
 
     def __init__(self, name: str, where: str) -> None:
@@ -78,12 +85,13 @@ def _grid(config: ClapAudioConfig) -> tuple[int, int]:
 
 
 def _load(name: str, folder: Path) -> tuple[ClapFeatureExtractor, ClapAudioModelWithProjection]:
+    check_shards(name, folder)
     loader: Any = ClapAudioModelWithProjection
     try:
         with quiet_transformers():
             extractor = ClapFeatureExtractor.from_pretrained(folder)
             model, info = loader.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True
+                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -5,6 +5,7 @@ A target has cases (a hypothesis strategy) and uses one: a result or a typed err
 
 import atexit
 import io
+import os
 import shutil
 import time
 from collections import Counter
@@ -74,6 +75,8 @@ PROBED = (
 RUN_FILES = ("config.json", "metrics.jsonl", "evaluation.json", "environment.json",
              "resources.json", "problems.json", "captions/final.jsonl",
              "captions/references.jsonl", "probes.jsonl")  # fmt: skip
+TRAPS = (None, b"[" * 3000 + b"\n", b'{"a":' * 3000 + b"\n", b"[" * 900 + b"]" * 900 + b"\n")
+"""Whole files of a run: a pipe (None), which waits for a writer, and deep JSON."""
 
 
 @dataclass
@@ -231,16 +234,21 @@ def run_folders(folder: Path, source: Path) -> Target:
     append_records(run / "probes.jsonl", [Record(*row) for row in PROBED])
     whole = {name: (run / name).read_bytes() for name in RUN_FILES}
 
-    def act(case: tuple[str, bytes]) -> None:
+    def act(case: tuple[str, bytes | None]) -> None:
         name, content = case
-        (run / name).write_bytes(content)
+        if content is None:
+            (run / name).unlink()
+            os.mkfifo(run / name)
+        else:
+            (run / name).write_bytes(content)
         try:
             assert Report.of(read_run(run)).verdict is not None
         finally:
+            (run / name).unlink()
             (run / name).write_bytes(whole[name])
 
     cases = st.sampled_from(RUN_FILES).flatmap(
-        lambda name: st.tuples(st.just(name), damaged(whole[name]))
+        lambda name: st.tuples(st.just(name), st.sampled_from(TRAPS) | damaged(whole[name]))
     )
     return Target(cases, act)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from safe.checkpoint_manifest import write_manifest
 from safe.training import checkpoint
-from safe.training.checkpoint_manifest import write_manifest
 from safe.training.locks import FileLock
 
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from configs.errors import SafeError
 from configs.overrides import dotted_fields
 from configs.schema import RunConfig
+from safe.checkpoint_manifest import MANIFEST_NAME, verify, write_manifest
 from safe.training import run as runs
 from safe.training import run_directory
-from safe.training.checkpoint_manifest import MANIFEST_NAME, verify, write_manifest
 from safe.training.launch import Launch
 from safe.training.run_directory import read_config
 

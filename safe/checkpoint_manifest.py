@@ -59,11 +59,15 @@ def write_manifest(folder: Path, name: str, metadata: dict[str, Any]) -> Manifes
     return manifest
 
 
-def verify(folder: Path) -> Manifest:
+def verify(folder: Path, part: str = "") -> Manifest:
     """Check every byte of a checkpoint and return its manifest.
 
     Reads all files once (about a second per gigabyte). Catches any changed byte, also in the
     manifest itself, which must be exactly what its own content renders to.
+
+    Args:
+        folder: the checkpoint.
+        part: beginning of the paths that are to be checked, such as adapter/; all by default.
 
     Raises:
         CheckpointError: it names the file and what is wrong with it (missing, extra, size, sha256,
@@ -79,7 +83,8 @@ def verify(folder: Path) -> Manifest:
         paths = _regular_files(folder)
         manifest = _read_manifest(folder, paths)
         paths.pop(MANIFEST_NAME)
-        for relative in sorted(manifest.files.keys() | paths.keys()):
+        names = manifest.files.keys() | paths.keys()
+        for relative in sorted(name for name in names if name.startswith(part)):
             _check_file(folder, relative, paths.get(relative), manifest.files.get(relative))
     except OSError as error:
         raise CheckpointError(f"checkpoint {folder}: cannot be read: {error}") from error
