@@ -44,7 +44,7 @@ trust: $(VENV)/.test ## the long form of tests/trust: kills, full disks, damage,
 faults: $(VENV)/.run ## plant every known fault and build every healthy set-up: what is found? (some minutes)
 	@$(BIN)/python -m benchmarks.faults
 
-case-study: $(VENV)/.run ## the runs of docs/case-study.md on DATA=FOLDER (four to nine CPU hours; goes on where it stopped)
+case-study: $(VENV)/.run ## the runs of docs/case-study.md on DATA=FOLDER (five to ten CPU hours; goes on where it stopped)
 	@test -d '$(DATA)/audio' || { echo "DATA=FOLDER is missing: recordings in AudioCaps layout \
 	(docs/data.md), such as make case-study DATA=data/real-sounds" >&2; exit 2; }
 	@$(BIN)/safe-train fetch smollm2 aisfx
