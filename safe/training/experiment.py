@@ -33,6 +33,7 @@ from safe.models.safe_model import SAFEModel
 from safe.paths import cache_dir
 from safe.training.batches import CaptionDataset, CaptionTokens
 from safe.training.interrupt import Interrupt, Interrupted
+from safe.training.retention_images import WITH_PICTURES
 from safe.training.sharding import shard_backbone
 
 _ONE_THREAD_HIDDEN_SIZE = 256
@@ -139,6 +140,8 @@ def prepare(
     if config.model.device_map is None:
         model.to(accelerator.device)
     tokens = CaptionTokens(backbone.tokenizer, model.prompt)
+    if config.retention.variant in WITH_PICTURES and not model.sees:
+        console.print(f"  retention asks about texts alone: {backbone.name} is shown no pictures")
     dataset = _dataset(sounds.splits[config.data.train_split], tokens, config)
     if dataset.truncated:
         console.print(

@@ -17,6 +17,8 @@ from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionTokens
 from safe.training.retention_texts import RetentionTexts, TextBatch
 
+WITH_PICTURES = ("soft_retention", "fisher_retention", "full_retention")
+"""The variants that ask about pictures, too, where the model sees."""
 _COLORS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.7, 0.2), "blue": (0.1, 0.2, 0.9)}
 _SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "circle": lambda x, y: x**2 + y**2 < 0.4,
