@@ -23,7 +23,9 @@ def _hook_layers(bench: Bench, places: list[tuple[int, int]]) -> None:
     model: Any = bench.model
 
     @contextmanager
-    def hearing(self: Any, audio: Tensor | None, seconds: Tensor | None = None) -> Iterator[None]:
+    def hearing(
+        self: Any, audio: Tensor | None, seconds: Tensor | None = None, *_: Any
+    ) -> Iterator[None]:
         handles = []
         if audio is not None and self.outer_gate.effective != 0:
             tokens, mask = self.audio_tokens(audio, seconds)
@@ -95,7 +97,7 @@ def signal_swallowed(bench: Bench) -> None:
     """The audio is passed under a name that nobody reads."""
     model: Any = bench.model
     original = model.hearing
-    model.hearing = MethodType(lambda _self, _audio, _seconds=None: original(None), model)
+    model.hearing = MethodType(lambda _self, *_: original(None), model)
 
 
 @fault("LLaVA-pp #14: None of the inputs have requires_grad=True", "SP301 projector")

@@ -212,9 +212,7 @@ def test_cheap_mistakes_are_found_before_the_backbone_is_loaded(
         prepared(make_tiny_config(tiny_data, model__audio_encoder="clap"))
 
 
-def test_retention_without_pictures_is_said(
-    tiny_data: Path, make_tiny_config: ConfigMaker
-) -> None:
+def test_retention_without_pictures_is_said(tiny_data: Path, make_tiny_config: ConfigMaker) -> None:
     line = "retention asks about texts alone: embedded is shown no pictures"
     for variant, said in (("soft_retention", 1), ("nullspace_retention", 0), ("no_retention", 0)):
         _, text = prepared(make_tiny_config(tiny_data, retention__variant=variant))
