@@ -71,7 +71,7 @@ class Run:
         """Name of the run's folder."""
         return self.path.name
 
-    @property
+    @cached_property
     def last_step(self) -> int:
         """Optimizer steps done."""
         return max((int(row["step"]) for row in self.steps), default=0)
@@ -81,7 +81,7 @@ class Run:
         """Optimizer steps behind what is reported on."""
         return self.last_step if self.checkpoint is None else self.checkpoint
 
-    @property
+    @cached_property
     def epochs_done(self) -> float:
         """Epochs completed, fractional."""
         return max((float(row["epoch"]) for row in self.steps), default=0.0)

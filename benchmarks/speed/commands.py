@@ -109,9 +109,16 @@ def _seconds(
 
 
 def _spent(code: str, arguments: Sequence[str]) -> tuple[float, float]:
-    """CPU and wall seconds of one process."""
+    """CPU and wall seconds of one process that does what it is asked to.
+
+    Raises:
+        RuntimeError: it ended with an error; 1 is that of a verdict or a finding.
+    """
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=False)
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1) or "Traceback" in done.stderr:
+        raise RuntimeError(f"{' '.join(arguments)} ends with {done.returncode}: {done.stderr}")
     after, end = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return cpu, end - start

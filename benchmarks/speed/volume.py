@@ -92,8 +92,7 @@ def report_command(finished: Path) -> Seconds:
     with tempfile.TemporaryDirectory() as folder:
         run = long_run(finished, Path(folder, "run"))
         what = f"safe-probe report --html, {ROWS:,} rows, {CAPTIONS:,} captions"
-        html = str(Path(folder, "page.html"))
-        return timed_command(what, ["report", str(run), "--html", html], REPORT_SECONDS, "cpu")
+        return timed_command(what, ["report", str(run), "--html"], REPORT_SECONDS, "cpu")
 
 
 def long_run(finished: Path, folder: Path) -> Path:

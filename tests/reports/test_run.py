@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,20 @@ def test_strange_metric_values_do_not_break_the_report(
     rows[4][key] = value
     report = Report.of(make_whole_run(metrics=rows))
     json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_steps_are_counted_once_however_many_records_there_are(make_whole_run: MakeRun) -> None:
+    """100,000 steps were gone through again for every record."""
+
+    class Counting(tuple):  # type: ignore[type-arg]
+        passes = 0
+
+        def __iter__(self) -> Any:
+            Counting.passes += 1
+            return super().__iter__()
+
+    read = read_run(make_whole_run())
+    run = replace(read, steps=Counting(read.steps))
+    assert [run.now for _ in range(50)] == [run.last_step] * 50
+    assert [run.epochs_done for _ in range(50)] == [run.epochs_done] * 50
+    assert Counting.passes == 2
