@@ -56,7 +56,7 @@ def training_memory(
         _activations(backbone, config, prompt_tokens),
     ]
     if config.retention.variant in ("fisher_retention", "full_retention"):
-        why = "8 x trainable (start and importance, float32)"
+        why = f"{_FISHER} x trainable (start and importance, float32)"
         parts.append(MemoryPart("retention", trainable * _FISHER, why))
     return parts
 

@@ -1,11 +1,14 @@
 """Tiny backbones with random weights, built anew by every call because models are mutable."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from configs.schema import FusionConfig, ModelConfig, ProjectorConfig
 from safe.models.backbones import Backbone, backbone_from_causal_lm
@@ -169,3 +172,16 @@ def text_batch() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
 def audio_batch() -> Callable[[int], torch.Tensor]:
     """audio_batch(B) -> [B, D] audio embeddings."""
     return lambda count: torch.randn(count, AUDIO_DIM, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.fixture
+def with_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
+    """with_pickle(folder) -> a copy with its weights as a pickle, too; opening one fails."""
+    monkeypatch.setattr(torch, "load", lambda *_a, **_k: pytest.fail("a pickle was opened"))
+
+    def copy(folder: Path) -> Path:
+        found = Path(shutil.copytree(folder, tmp_path / "pickled"))
+        torch.save(load_file(found / "model.safetensors"), found / "pytorch_model.bin")
+        return found
+
+    return copy
