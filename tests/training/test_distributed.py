@@ -39,13 +39,14 @@ LOSS_TOLERANCE = 1e-5
 ADAPTER_TOLERANCE = 1e-4
 """Relative L2 distance of a tensor after three steps; measured: 5e-6 (AdamW divides by small
 gradients, which magnifies the difference)."""
-
-
 PROBE_TOLERANCE = 1e-2
 """Of a measured value, relative or of its unit; measured: 2.5e-3 for the slopes by finite
 differences, 9e-6 for all others."""
 FIRST_TOLERANCE = 1e-6
 """The same before the first step; measured: equal to the bit, or 3e-8 as memory happens to lie."""
+MAGNIFIES = ("slope_mismatch", "changed_logits")
+"""Statistics that make a last bit larger: a difference of close numbers, divided by a small one;
+a count of logits that differ at all."""
 
 
 def probe_watch(*, shard: bool) -> ProbeWatch:
@@ -208,7 +209,8 @@ def test_two_processes_train_what_one_does(
     )
     assert ours.keys() == theirs.keys() and {key[0] for key in ours} == {0, 1, 2, 3}
     for key, value in ours.items():
-        near = PROBE_TOLERANCE if key[0] else FIRST_TOLERANCE
+        exact = key[0] == 0 and key[-1] not in MAGNIFIES
+        near = FIRST_TOLERANCE if exact else PROBE_TOLERANCE
         assert theirs[key] == pytest.approx(value, near, near), key
 
 
