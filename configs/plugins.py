@@ -3,8 +3,10 @@
 Names are read from the packages' metadata. Nothing of theirs is imported until it is asked for.
 """
 
+import sys
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
 from configs.errors import PluginError, SafeError
@@ -57,7 +59,7 @@ class ExtensionPoint:
 
     def _found(self) -> dict[str, EntryPoint]:
         found: dict[str, EntryPoint] = {}
-        for entry in entry_points(group=self.group):
+        for entry in _installed(self.group, tuple(sys.path)):
             if entry.name in self.builtin:
                 raise PluginError(
                     f"package {_package(entry)} adds the {self.what} {entry.name!r}, which is "
@@ -70,6 +72,12 @@ class ExtensionPoint:
                     f"{entry.name!r}; uninstall one of them"
                 )
         return found
+
+
+@cache
+def _installed(group: str, _path: tuple[str, ...]) -> EntryPoints:
+    """What the packages on ``sys.path`` add; to read them all takes as long as a small probe."""
+    return entry_points(group=group)
 
 
 def _package(entry: EntryPoint) -> str:

@@ -130,9 +130,12 @@ def _wrapper_key(module: nn.Module) -> str | None:
 def _refuse(module: nn.Module, name: str) -> None:
     for kind in type(module).__mro__:
         reason = _UNSUPPORTED.get(kind.__name__)
-        frozen = not any(p.requires_grad for p in module.parameters())
-        if reason and not (kind.__name__ == "FSDPModule" and frozen):
+        if reason and not (kind.__name__ == "FSDPModule" and _frozen(module)):
             raise PathError(f"{name or 'the model'} is a {kind.__name__}: {reason}")
+
+
+def _frozen(module: nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in module.parameters())
 
 
 def split_module(model: nn.Module) -> str | None:

@@ -6,6 +6,7 @@ docs/benchmarks.md), because the machine may be busy.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partialmethod
 from typing import Any
 
 import numpy as np
@@ -169,7 +170,11 @@ def test_without_a_gpu_none_is_measured(
 
 # torch.compile asks a tensor inside the graph whether it has a gradient
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_variations_take_the_same_step_and_leave_no_trace(embedded: Subject) -> None:
+def test_variations_take_the_same_step_and_leave_no_trace(
+    embedded: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # traced, and not translated to C++, which takes half a minute
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
     bench = Bench(embedded, "embedded")
     kept = entering(bench)
     settings = (eager, compiled, looped_optimizer, lambda b: from_kept(b, kept))

@@ -1,7 +1,7 @@
 """A process that is killed, stopped or fails ends the others, by name; a slow one ends nobody.
 
-Run by itself this file forks three processes for each trial, so that torch is imported once, and
-prints how each of them ended, as JSON.
+Run by itself with a folder this file forks three processes for each trial, so that torch is
+imported once, and leaves there how each of them ended, as JSON, and what they printed.
 """
 
 import json
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,13 +79,26 @@ TRIALS = [
     ("is_killed", 2), ("is_killed", 0), ("is_stopped", 1), ("is_stopped", 0), ("fails", 1),
     ("is_slow", 1), ("gets_a_signal", 1), ("leaves_early", 1),
 ]  # fmt: skip
-MARK = "----- trial\n"
 
 
-def three(case: str, victim: int) -> dict[int, Any]:
+def side_by_side(folder: Path) -> None:
+    """All trials at once, because most of a trial is waiting."""
+    servers = [socket.create_server(("localhost", 0)) for _ in TRIALS]
+    ports = [server.getsockname()[1] for server in servers]
+    for server in servers:
+        server.close()
+    for number, ((case, victim), port) in enumerate(zip(TRIALS, ports, strict=True)):
+        if os.fork() == 0:
+            with (folder / f"{number}.txt").open("wb") as text:
+                os.dup2(text.fileno(), 2)
+            (folder / f"{number}.json").write_text(json.dumps(three(case, victim, port)))
+            os._exit(0)
+    for _ in TRIALS:
+        os.wait()
+
+
+def three(case: str, victim: int, port: int) -> dict[int, Any]:
     """Exit code and seconds of each of three processes; the victim is released at the end."""
-    with socket.create_server(("localhost", 0)) as probe:
-        port = probe.getsockname()[1]
     os.environ.update(WORLD_SIZE="3", MASTER_ADDR="localhost", MASTER_PORT=str(port))
     heartbeat._SILENT_SECONDS = SILENT
     started, found, ranks = time.monotonic(), {}, {}
@@ -114,18 +128,19 @@ Ends = Callable[[str, int], tuple[dict[int, tuple[int, float]], str]]
 
 
 @pytest.fixture(scope="module")
-def ends() -> Ends:
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
     """ends(case, victim) -> exit code and seconds by rank, and what was printed."""
-    done = subprocess.run(
-        [sys.executable, __file__], capture_output=True, text=True, timeout=500, check=True,
+    folder = tmp_path_factory.mktemp("trials")
+    subprocess.run(
+        [sys.executable, __file__, folder], timeout=500, check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    texts = done.stderr.split(MARK)[1:]
-    found = [json.loads(line) for line in done.stdout.splitlines()]
 
     def look(case: str, victim: int) -> tuple[dict[int, tuple[int, float]], str]:
-        place = TRIALS.index((case, victim))
-        return {int(rank): tuple(how) for rank, how in found[place].items()}, texts[place]
+        number = TRIALS.index((case, victim))
+        found = json.loads((folder / f"{number}.json").read_text())
+        text = (folder / f"{number}.txt").read_text()
+        return {int(rank): tuple(how) for rank, how in found.items()}, text
 
     return look
 
@@ -169,6 +184,4 @@ def test_one_process_needs_no_heartbeat() -> None:
 
 
 if __name__ == "__main__":
-    for case, victim in TRIALS:
-        os.write(2, MARK.encode())
-        print(json.dumps(three(case, victim)), flush=True)
+    side_by_side(Path(sys.argv[1]))
