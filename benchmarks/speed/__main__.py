@@ -20,7 +20,7 @@ from benchmarks.speed.layer_peers import LIBRARIES
 from benchmarks.speed.pairs import Ratio
 from benchmarks.speed.subjects import available, subject
 from benchmarks.speed.tables import probe_tables
-from benchmarks.speed.training import Bench, training_tables
+from benchmarks.speed.training import Bench, loop_that_hears_with_clap, training_tables
 from benchmarks.speed.variations import variations
 from benchmarks.speed.volume import data_rates, report_command
 from benchmarks.speed.watching import watching
@@ -68,9 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "training" in parts:
         for name in names:
             encoder = "aisfx" if name != "embedded" and is_fetched("aisfx") else "embedded"
-            bench = Bench(subject(name, args.device, args.dtype), encoder)
+            measured = subject(name, args.device, args.dtype)
+            bench = Bench(measured, encoder)
             found += _show(training_tables(bench, _LARGE_PAIRS))
             found += _show(part(bench, _LARGE_PAIRS) for part in (captioning, watching, variations))
+            found += _show([loop_that_hears_with_clap(measured, _LARGE_PAIRS)])
     if "commands" in parts:
         found += _show([params_command()])
         found += _show_each(
