@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return 0
+    except OSError as error:  # a folder that may not be read, a disk that is full
+        print(plain(f"{type(error).__name__}: {error}"), file=sys.stderr)
+        return 2
 
 
 def _measure(arguments: argparse.Namespace) -> int:

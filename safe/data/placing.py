@@ -52,7 +52,8 @@ class Placer:
         self._done: dict[tuple[str, str], dict[str, Any]] = {}
         with file_lock(self._lock):
             for _, entry in self._log.read_new():
-                self._done[entry["split"], entry["clip"]] = entry
+                if _is_ours(entry):
+                    self._done[entry["split"], entry["clip"]] = entry
         self.reused = 0
         """Number of clips that an earlier call had placed."""
         self.kept = 0
@@ -130,6 +131,19 @@ class Placer:
                 self._log.append(new)
             self._done |= {(entry["split"], entry["clip"]): entry for entry in new}
             new.clear()
+
+
+def _is_ours(entry: dict[str, Any]) -> bool:
+    """Whether an entry is whole, and its file lies where a Placer puts that clip.
+
+    A journal may have come with a stranger's folder, and a file that it names is removed when its
+    clip is placed anew.
+    """
+    try:
+        place, file = f"audio/{entry['split']}/{entry['clip']}", _placed(entry).file
+        return file.startswith(place) and "/" not in file[len(place) :] and "from" in entry
+    except (KeyError, TypeError, IndexError, AttributeError):
+        return False
 
 
 def _origin(embedded: Embedded | None, path: Path) -> list[int]:

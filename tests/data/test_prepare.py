@@ -119,6 +119,31 @@ def test_what_changed_is_done_again(source: Path, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("changes", [
+    {"file": "../mine.wav"}, {"file": "audio/train/../../../mine.wav"}, {"file": "audio/val/a_0.wav"},
+    {"file": 7}, {"to": []}, {"facts": {"seconds": 1}}, {"sha256": None, "facts": None},
+])  # fmt: skip
+def test_a_journal_is_believed_about_its_own_files_only(
+    changes: dict[str, object], source: Path, tmp_path: Path
+) -> None:
+    """What an entry names is removed when its clip has moved; a journal may be a stranger's."""
+    out, mine = tmp_path / "out", tmp_path / "mine.wav"
+    prepare(source, out)
+    before = tree(out)
+    mine.write_bytes(b"not to be removed")
+    journal = out / ".prepare" / "journal.jsonl"
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    wrong = next(row for row in rows if (row["split"], row["clip"]) == ("train", "a_0"))
+    journal.write_text("".join(json.dumps(row) + "\n" for row in [*rows, wrong | changes]))
+    assert prepare(source, out).reused == 8  # the entry from before stands
+    journal.write_text("".join(
+        json.dumps(wrong | changes if row == wrong else row) + "\n" for row in rows
+    ))  # fmt: skip
+    assert prepare(source, out).reused == 7
+    assert tree(out) == before
+    assert mine.read_bytes() == b"not to be removed"
+
+
 def test_a_sound_that_has_gone_from_the_source_is_not_lost(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare(source, out)
