@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.speed import gradient_peers, layer_peers
 from benchmarks.speed.accuracy import errors, kept_bytes
 from benchmarks.speed.captioning import captioning
 from benchmarks.speed.commands import check_command, params_command, quick_commands
 from benchmarks.speed.growth import probe_curve, training_curves
-from benchmarks.speed.layer_peers import LIBRARIES
 from benchmarks.speed.pairs import Ratio
 from benchmarks.speed.subjects import available, subject
 from benchmarks.speed.tables import probe_tables
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts, device = args.parts or list(PARTS), torch.device(args.device)
     torch.set_num_threads(args.threads)
     about: dict[str, Any] = {
-        **versions(LIBRARIES), "threads": args.threads, "dtype": args.dtype,
+        **versions(layer_peers.LIBRARIES + gradient_peers.LIBRARIES),
+        "threads": args.threads, "dtype": args.dtype,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
     }  # fmt: skip
     print(" ".join(f"{name} {value}" for name, value in about.items()))

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
+from benchmarks.speed.gradient_peers import gradient_peers
 from benchmarks.speed.pairs import Work
 from probes.gradient_tally import GradientTally
 
 LEDGER = "safe-probe: gradient ledger"
 
 
-def gradient_ways(model: nn.Module, backward: Callable[[], None]) -> tuple[dict[str, Work], str]:
+def gradient_ways(model: nn.Module, backward: Callable[[], Tensor]) -> tuple[dict[str, Work], str]:
     """Work by name, each with a forward and backward pass, and the name of ours."""
     parameters = [p for p in model.parameters() if p.requires_grad]
 
@@ -27,6 +28,7 @@ def gradient_ways(model: nn.Module, backward: Callable[[], None]) -> tuple[dict[
         "clip_grad_norm_ (one norm for all)": after(
             lambda: nn.utils.clip_grad_norm_(parameters, 1e9).item()
         ),
+        **gradient_peers(model, backward),
     }
     return ways, LEDGER
 

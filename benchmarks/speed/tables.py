@@ -97,11 +97,12 @@ def gradients(subject: Subject) -> list[Ratio]:
     model: SAFEModel = subject.model
     inputs = subject.batch(8, 64)
 
-    def bare() -> None:
+    def bare() -> Tensor:
         model.zero_grad(set_to_none=True)
         loss = model(**inputs).loss
         assert loss is not None
         loss.backward()
+        return loss
 
     ways, ours = gradient_ways(model, bare)
     table = f"{subject.name} with audio, forward and backward pass at 8 x 64"

@@ -74,9 +74,11 @@ def test_the_gradient_ledger_costs_as_much_as_the_gradients_it_looks_at() -> Non
     model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))
     batch = torch.randn(64, 512)
 
-    def backward() -> None:
+    def backward() -> torch.Tensor:
         model.zero_grad(set_to_none=True)
-        model(batch).square().sum().backward()
+        loss = model(batch).square().sum()
+        loss.backward()
+        return loss
 
     ways, name = gradient_ways(model, backward)
     found = {ratio.name: ratio for ratio in take_turns("backward", backward, ways, pairs=PAIRS)}

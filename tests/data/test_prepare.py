@@ -120,8 +120,9 @@ def test_what_changed_is_done_again(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [
-    {"file": "../mine.wav"}, {"file": "audio/train/../../../mine.wav"}, {"file": "audio/val/a_0.wav"},
-    {"file": 7}, {"to": []}, {"facts": {"seconds": 1}}, {"sha256": None, "facts": None},
+    {"file": "../mine.wav"}, {"file": "audio/train/../../../mine.wav"},
+    {"file": "audio/val/a_0.wav"}, {"file": 7}, {"to": []},
+    {"facts": {"seconds": 1}}, {"sha256": None, "facts": None},
 ])  # fmt: skip
 def test_a_journal_is_believed_about_its_own_files_only(
     changes: dict[str, object], source: Path, tmp_path: Path

@@ -157,8 +157,8 @@ def test_clean_install_by_hash(repo_root: Path, figure: Any, tmp_path: Path) -> 
     locked = ["--require-hashes", "-r", source / "requirements.lock"]
     subprocess.run([*install, *locked], check=True)
     subprocess.run([*install, "--no-deps", "--no-build-isolation", source], check=True)
-    shown = subprocess.run([python, "-m", "pip", "freeze", "--all"], check=True, capture_output=True,
-                           text=True).stdout  # fmt: skip
+    every = [python, "-m", "pip", "freeze", "--all"]
+    shown = subprocess.run(every, check=True, capture_output=True, text=True).stdout
     found = {canonical(name): version for name, version in re.findall(r"^(.+)==(.+)$", shown, re.M)}
     assert pins(source / "requirements.lock").items() - found.items() == set()
     for words in (["safe-train", "list"], ["safe-probe", "params", "--config", "phase1"]):
