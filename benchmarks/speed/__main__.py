@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from benchmarks.speed.subjects import available, subject
 from benchmarks.speed.tables import probe_tables
 from benchmarks.speed.training import Bench, loop_that_hears_with_clap, training_tables
 from benchmarks.speed.variations import variations
-from benchmarks.speed.volume import data_rates, report_command
+from benchmarks.speed.volume import data_rates, encoder_rate, report_command
 from benchmarks.speed.watching import watching
 from benchmarks.versions import versions
 from safe.fetch import is_fetched
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found += _show_each("growth of an optimizer step", training_curves(device))
         found += _show_each("growth of the probes", [probe_curve(device)])
     if "volume" in parts:
-        found += _show_each("data sets", data_rates())
+        found += _show_each("data sets", chain(data_rates(), encoder_rate()))
         if args.run is not None:
             found += _show_each("reports", [report_command(args.run)])
     if args.json:

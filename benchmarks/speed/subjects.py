@@ -1,10 +1,12 @@
 """What is measured: a language model as it comes, and the same one with ears."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import ClapAudioConfig, ClapAudioModelWithProjection, ClapFeatureExtractor
 
 from configs.adapt import adapt_to_backbone
 from configs.model_configs import get_config
@@ -67,3 +69,16 @@ def subject(name: str, device: str = "cpu", dtype: Dtype = "float32") -> Subject
     optim = replace(config.optim, precision="no" if dtype == "float32" else "bf16")
     config = replace(config, optim=optim)
     return Subject(name, backbone, config, SAFEModel(backbone, config.model).to(device))
+
+
+def published_clap(folder: Path) -> str:
+    """Save a CLAP of the published size, for ``load_audio_encoder``.
+
+    Its weights are random: what it hears means nothing, and takes as long.
+    """
+    torch.manual_seed(0)
+    ClapAudioModelWithProjection(ClapAudioConfig(projection_dim=512)).save_pretrained(folder)
+    ClapFeatureExtractor(
+        sampling_rate=48_000, max_length_s=10, truncation="rand_trunc", padding="repeatpad"
+    ).save_pretrained(folder)
+    return f"hf:{folder}"

@@ -17,10 +17,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import ClapAudioConfig, ClapAudioModelWithProjection, ClapFeatureExtractor
 
 from benchmarks.speed.pairs import Ratio, take_turns
-from benchmarks.speed.subjects import Subject
+from benchmarks.speed.subjects import Subject, published_clap
 from safe.data.synthetic import render, synthetic_scene
 from safe.models.audio_encoders import load_audio_encoder
 from safe.models.backbones import hidden_of, replace_hidden
@@ -173,19 +172,6 @@ def same_losses(bench: Bench) -> dict[str, float]:
     for name, loss in losses.items():
         assert abs(loss - losses["ours"]) < tolerance * losses["ours"], (name, losses)
     return losses
-
-
-def published_clap(folder: Path) -> str:
-    """Save a CLAP of the published size, for ``load_audio_encoder``.
-
-    Its weights are random: what it hears means nothing, and takes as long.
-    """
-    torch.manual_seed(0)
-    ClapAudioModelWithProjection(ClapAudioConfig(projection_dim=512)).save_pretrained(folder)
-    ClapFeatureExtractor(
-        sampling_rate=48_000, max_length_s=10, truncation="rand_trunc", padding="repeatpad"
-    ).save_pretrained(folder)
-    return f"hf:{folder}"
 
 
 def loop_that_hears_with_clap(subject: Subject, pairs: int) -> list[Ratio]:

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 
 from benchmarks.speed.commands import Seconds, timed_command
+from benchmarks.speed.subjects import published_clap
 from safe.data.cache import EmbeddingCache
 from safe.data.check import check_root
 from safe.data.manifests import HEADER, load_split
@@ -21,6 +23,7 @@ from safe.models.audio_encoders import load_audio_encoder
 CLIPS = (2_000, 10_000, 50_000)
 ROWS, CAPTIONS, REPORT_SECONDS = 100_000, 5_000, 5.0
 _SOUNDS, _SECONDS, _RATE = 200, 1.0, 16_000
+_HEARD, _AT_ONCE = 32, 8
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Rate:
     def __str__(self) -> str:
         return (
             f"  {self.what:<44} {self.clips:>7,} clips  {self.seconds:8.1f} s  "
-            f"{self.per_second:9,.0f} clips/s"
+            f"{self.per_second:9,.1f} clips/s"
         )
 
 
@@ -61,6 +64,17 @@ def data_rates() -> Iterator[Rate]:
             yield _rate(f"cache, new: hashed, {_SOUNDS} of them encoded", clips, fill)
             yield _rate("cache, known files", clips, fill)
             yield _rate("embeddings read", clips, lambda: cache.lookup(known))  # noqa: B023
+
+
+def encoder_rate() -> Iterator[Rate]:
+    """Clips of ten seconds that a CLAP of the published size encodes."""
+    with tempfile.TemporaryDirectory() as folder:
+        encoder = load_audio_encoder(published_clap(Path(folder)))
+    waves = torch.randn(_AT_ONCE, encoder.sample_rate * 10) * 0.1
+    encoder.encode(waves)
+    times = range(_HEARD // _AT_ONCE)
+    what = "heard by a CLAP of the published size"
+    yield _rate(what, _HEARD, lambda: [encoder.encode(waves) for _ in times])
 
 
 def _rate(what: str, clips: int, work: Callable[[], object]) -> Rate:
