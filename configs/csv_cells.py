@@ -5,8 +5,10 @@ from typing import TypeVar
 
 Cell = TypeVar("Cell")
 
-# Ids ("-0xzrMun0Rs") and numbers ("-1.5e-3") also begin with a sign, and can do nothing.
-_FORMULA = re.compile(r"'*(?![+-][\w.-]*\Z)[=+\-@\t\r]")
+# Numbers ("-1.5e-3") and YouTube's ids ("-0xzrMun0Rs", with a start "-0xzrMun0Rs_30") also begin
+# with a sign, and can do nothing.
+_NUMBER, _ID = r"[\d.]+(?:[eE][+-]?\d+)?", r"[\w-]{10}(?:_[\d.]+)?"
+_FORMULA = re.compile(rf"'*(?![+-](?:{_NUMBER}|{_ID})\Z)[=+\-@\t\r]")
 
 
 def plain_cell(value: Cell) -> Cell | str:

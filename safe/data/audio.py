@@ -26,6 +26,8 @@ FULL_SCALE = 1 - 2.0**-15
 """The largest positive 16-bit sample; an absolute value at or above it counts as clipped."""
 _BLOCK = 1 << 18  # frames per read when a whole file is inspected
 _OGG_PAGE = 65_307  # bytes of the largest page
+_WHOLE = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
+"""Kinds of file, as libsndfile calls them, that are found out when they are cut."""
 _STREAMED = 0x7FFF0000  # a WAV written to a pipe declares this many bytes or more: unknown length
 
 
@@ -154,6 +156,12 @@ def _open(path: Path | str) -> Iterator[soundfile.SoundFile]:
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise AudioProblem(path, "unreadable", _text(error)) from None
     with file:
+        if file.format not in _WHOLE:
+            detail = (
+                f"a {file.format} file, of which nobody can tell whether it was cut; convert it "
+                f"to one of {', '.join(_WHOLE)}"
+            )
+            raise AudioProblem(path, "unreadable", detail)
         if file.frames <= 0:
             raise AudioProblem(path, "empty")
         seconds = file.frames / file.samplerate

@@ -135,9 +135,10 @@ def _claim(output: Path, source: Source) -> None:
                 f"{output} was made from another data set ({before}), not from {made_of}; name a "
                 "new folder"
             )
-    for inside in (STATE, "audio", *(f"audio/{split}" for split in source.manifests)):
-        if (output / inside).is_symlink():
-            raise DataError(f"{output / inside} is a link; nothing is written outside OUTPUT")
+    audio = (output / "audio", *(output / "audio" / split for split in source.manifests))
+    for inside in (output / STATE, *output.glob(f"{STATE}/*"), *audio):
+        if inside.is_symlink():
+            raise DataError(f"{inside} is a link; nothing is written outside OUTPUT")
     state.parent.mkdir(parents=True, exist_ok=True)
     _write_text(state, json.dumps(made_of, ensure_ascii=False) + "\n")
 

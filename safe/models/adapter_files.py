@@ -90,10 +90,12 @@ def load_adapter(model: SAFEModel, folder: Path) -> None:
 def _check_sums(folder: Path) -> None:
     """Verify an adapter by its manifest, or its checkpoint's; one made elsewhere has none."""
     folder = folder.resolve()
-    if (folder / MANIFEST_NAME).exists():
+    around = folder.parent
+    finished = folder.name == "adapter" and (around / "run.lock").exists()
+    if (around / MANIFEST_NAME).exists() or around.parent.name == "checkpoints":
+        verify(around, f"{folder.name}/")
+    elif finished or (folder / MANIFEST_NAME).exists():
         verify(folder)
-    elif folder.parent.parent.name == "checkpoints":
-        verify(folder.parent, f"{folder.name}/")
 
 
 def _load(model: SAFEModel, folder: Path) -> None:

@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+from safe.training.locks import process_alive
+
+_TEMP = ".tmp-"
+
 
 def fsync_path(path: Path) -> None:
     """Ask the disk to keep a file's bytes, or a folder's list of names.
@@ -32,7 +36,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         OSError: the disk is full, read-only or gone; the old file is untouched.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    temp = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temp = path.with_name(f"{_TEMP}{path.name}-{os.getpid()}")
     try:
         with temp.open("wb") as file:
             file.write(data)
@@ -45,13 +49,21 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     fsync_path(path.parent)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what `write_atomically` left in a folder when its process was killed."""
+    for temp in folder.glob(f"{_TEMP}*"):
+        writer = temp.name.rpartition("-")[2]
+        if writer.isdecimal() and temp.is_file() and not process_alive(int(writer)):
+            temp.unlink(missing_ok=True)
+
+
 def point_symlink(link: Path, target: str) -> None:
     """Make `link` a symbolic link to `target`, replacing an older link in one step.
 
     Raises:
         OSError: `link` is a real folder, or its folder cannot be written.
     """
-    temp = link.with_name(f".tmp-{link.name}-{os.getpid()}")
+    temp = link.with_name(f"{_TEMP}{link.name}-{os.getpid()}")
     temp.unlink(missing_ok=True)
     try:
         temp.symlink_to(target)

@@ -37,6 +37,7 @@ _GRACE_SECONDS = 10.0
 """Time for an error that all processes have to end them all with its own message."""
 _GOODBYE_SECONDS = 5.0
 _CONNECT_SECONDS = 120.0
+_RANK_BYTES = 4
 
 _BEAT, _DONE, _FAILED, _LOST, _SIGNAL = b".", b"D", b"E", b"L", b"S"
 
@@ -229,21 +230,31 @@ def _answer(server: socket.socket, token: bytes) -> dict[int, Connection]:
         except TimeoutError:
             missing = sorted(set(range(1, processes.count())) - peers.keys())
             raise TimeoutError(f"ranks {missing} did not connect") from None
+        rank = _introduced(accepted, token)
+        if rank is None:
+            accepted.close()
+            continue
         accepted.setblocking(True)
-        peer = Connection(accepted.detach())
-        with suppress(OSError, EOFError, ValueError):
-            if peer.poll(_GOODBYE_SECONDS):
-                word = peer.recv_bytes(64)
-                if secrets.compare_digest(word[: len(token)], token):
-                    peers[int(word[len(token) :])] = peer
-                    continue
-        peer.close()
+        peers[rank] = Connection(accepted.detach())
     return peers
+
+
+def _introduced(caller: socket.socket, token: bytes) -> int | None:
+    """The rank of a caller that says the run's token in time; None for a stranger."""
+    until, word, size = time.monotonic() + _GOODBYE_SECONDS, b"", len(token) + _RANK_BYTES
+    with suppress(OSError):
+        while len(word) < size and (left := until - time.monotonic()) > 0:
+            caller.settimeout(left)
+            part = caller.recv(size - len(word))
+            if not part:
+                break
+            word += part
+    known = len(word) == size and secrets.compare_digest(word[: len(token)], token)
+    return int.from_bytes(word[len(token) :], "big") if known else None
 
 
 def _call(address: tuple[str, int], token: bytes) -> Connection:
     connection = socket.create_connection(address, timeout=_CONNECT_SECONDS)
+    connection.sendall(token + processes.rank().to_bytes(_RANK_BYTES, "big"))
     connection.setblocking(True)
-    peer = Connection(connection.detach())
-    peer.send_bytes(token + str(processes.rank()).encode())
-    return peer
+    return Connection(connection.detach())

@@ -4,6 +4,7 @@ torch's own state dict numbers the parameters and needs pickle; names survive a 
 a mismatch be reported by the parameter that differs.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from configs.errors import CheckpointError
 _PARTS = ("step", "exp_avg", "exp_avg_sq")
 _MACHINE_KEYS = ("foreach", "fused", "capturable", "differentiable")
 """How this machine computes the update: kept as they are here, not taken from the checkpoint."""
+_SCHEDULED = ("lr", "initial_lr")
+"""What a training changes by itself, and a checkpoint may bring; all else must be this run's."""
 
 
 def describe_optimizer(
@@ -158,6 +161,22 @@ def _compare(saved: dict[str, Any], ours: dict[str, Any]) -> None:
                     f"parameter {index} of group {name!r} is {there} in the checkpoint and {here} "
                     "in this run; resume with the config that the run was started with"
                 )
+    for name, group in ours["groups"].items():
+        _compare_hyperparameters(name, saved["groups"][name], group["hyperparameters"])
+
+
+def _compare_hyperparameters(name: str, saved: dict[str, Any], ours: dict[str, Any]) -> None:
+    for key, there in saved["hyperparameters"].items():
+        here = ours.get(key, "absent")
+        if key in _SCHEDULED:
+            fits = isinstance(there, int | float) and math.isfinite(there)
+        else:
+            fits = there == here
+        if not fits:
+            raise CheckpointError(
+                f"{key} of group {name!r} is {there!r} in the checkpoint and {here!r} in this run; "
+                "resume with the config that the run was started with"
+            )
 
 
 def _at(parameters: list[Any], index: int) -> str:

@@ -22,7 +22,7 @@ from configs.errors import CheckpointError, ConfigError, FileError
 from configs.json_files import read_json, require_regular
 from configs.plain_text import plain
 from safe.checkpoint_manifest import as_json
-from safe.training.durable import point_symlink, write_atomically
+from safe.training.durable import point_symlink, sweep, write_atomically
 from safe.training.environment import describe_environment
 from safe.training.metrics_log import MetricsLog
 from safe.training.run_lock import RunLock
@@ -72,11 +72,13 @@ class RunDirectory:
         """Take over an existing run folder (or the `latest` link) in order to go on with it.
 
         Raises:
-            CheckpointError: no run folder, in use by a living process, or not writable.
+            CheckpointError: no run folder, in use by a living process, not writable, or with a link
+            in it.
         """
         read_config(path)
         path = Path(path).resolve()
         with _readable_errors("cannot open the run folder", path):
+            _refuse_links(path)
             return cls._take(path)
 
     @classmethod
@@ -85,6 +87,8 @@ class RunDirectory:
         try:
             (path / "captions").mkdir(exist_ok=True)
             (path / "checkpoints").mkdir(exist_ok=True)
+            sweep(path)
+            sweep(path / "captions")
             _write_environment(path)
             _point_latest(path)
             require_regular(path / "metrics.jsonl")  # they are opened for writing
@@ -208,6 +212,20 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{file}: holds no JSON object, so it is no run's config")
     return config
+
+
+def _refuse_links(path: Path) -> None:
+    """Raise CheckpointError for a link in a run folder, which may be a stranger's.
+
+    What is written would go where it leads.
+    """
+    for entry in sorted(path.iterdir()):
+        if entry.is_symlink():
+            raise CheckpointError(
+                f"{entry} is a link, to {entry.readlink()}; a run is gone on with in "
+                "its own files and folders: put there what the link leads to (the run folder "
+                "itself may be a link)"
+            )
 
 
 def check_new_run(output_root: Path, name: str | None) -> None:

@@ -1,5 +1,6 @@
 """One live run per folder: run.lock names the owner, and the kernel knows whether it lives."""
 
+import errno
 import json
 import os
 import socket
@@ -18,7 +19,7 @@ class RunLock:
 
     Raises:
         CheckpointError: a living run owns the folder (pid and host are named).
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or its lock is a link.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,8 +28,8 @@ class RunLock:
         try:
             self._lock = try_lock(self._path)
             refused = self._lock is None
-        except OSError:
-            if not folder.is_dir() or not os.access(folder, os.W_OK):
+        except OSError as error:
+            if error.errno == errno.ELOOP or not os.access(folder, os.W_OK | os.X_OK):
                 raise
             refused = self._named_owner_lives()  # no locks on this file system
         if refused:

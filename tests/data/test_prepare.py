@@ -262,6 +262,19 @@ def test_nothing_is_written_outside(source: Path, tmp_path: Path) -> None:
     assert os.listdir(full) == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("name", ["journal.jsonl", "lock", "running", "source.json"])
+def test_links_in_what_it_remembers_are_refused(name: str, source: Path, tmp_path: Path) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine.jsonl"
+    prepare(source, out)
+    content = (out / ".prepare" / name).read_bytes() + b"an unfinished line"
+    mine.write_bytes(content)
+    (out / ".prepare" / name).unlink()
+    (out / ".prepare" / name).symlink_to(mine)
+    with pytest.raises(DataError, match="is a link; nothing is written|is not JSON"):
+        prepare(source, out)
+    assert mine.read_bytes() == content
+
+
 def test_leakage_between_splits(tmp_path: Path) -> None:
     source = data_set(tmp_path / "source", {"train": ["a", "b", "c"], "test": ["b", "x", "y"]})
     shutil.copy(source / "audio/train/c_0.wav", source / "audio/test/x_0.wav")

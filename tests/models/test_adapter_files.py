@@ -1,6 +1,8 @@
 """The adapter on disk: what comes back is what was saved, or an error that says why not."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,14 +152,16 @@ def flip_a_bit(path):
 
 
 @pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("place", ["finished", "checkpoint"])
+@pytest.mark.parametrize("place", ["finished", "checkpoint", "copy"])
 def test_a_flipped_bit_is_found(make_model, make_backbone, tmp_path, file, place):
     whole = tmp_path / "run" / "adapter"
-    if place == "checkpoint":
+    if place != "finished":
         whole = tmp_path / "run" / "checkpoints" / "step-00000001"
     adapter = whole if place == "finished" else whole / "adapter"
     save_pretrained(make_model(seed=1), adapter)
     write_manifest(whole, whole.name, {})
+    if place == "copy":
+        adapter = Path(shutil.copytree(whole, tmp_path / "best")) / "adapter"
     from_pretrained(adapter, make_backbone())
     load_adapter(make_model(seed=2), adapter)
     flip_a_bit(adapter / file)
@@ -170,6 +174,15 @@ def test_a_flipped_bit_is_found(make_model, make_backbone, tmp_path, file, place
         with pytest.raises(CheckpointError, match=f"{file}: sha256 is"):
             load()
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+def test_a_finished_run_without_its_sums_is_refused(make_model, make_backbone, tmp_path):
+    adapter = tmp_path / "run" / "adapter"
+    save_pretrained(make_model(seed=1), adapter)
+    from_pretrained(adapter, make_backbone())  # made elsewhere: there are no sums to go by
+    (tmp_path / "run" / "run.lock").touch()
+    with pytest.raises(CheckpointError, match="manifest.json"):
+        from_pretrained(adapter, make_backbone())
 
 
 def test_an_adapter_reads_only_its_part_of_a_checkpoint(make_model, make_backbone, tmp_path):

@@ -27,7 +27,7 @@ _LABELS = {"0", "1", "100"}
 
 def spoiled(folder: Path, bad: str) -> Report:
     """A report with ``bad`` in every place, each with a number of its own behind it."""
-    texts, short = _numbered(bad), _numbered(_valid(bad)[:99], start=100)
+    texts, short = _numbered(bad), _numbered(_as_name(bad), start=100)
     gate, gradient, clip = next(texts), next(texts), next(texts)
     metrics = step_rows()
     for row in metrics:
@@ -89,12 +89,17 @@ def shown_as(bad: str, place: str) -> set[str]:
     if place == "name":
         bad = file_name(bad)
     elif int(place) >= 100:
-        bad = _valid(bad)[:99]
+        bad = _as_name(bad)
     written = (bad, repr(bad)[1:-1], shlex.quote(f"{bad} ")[1:-2], bad.replace("; ", " "))
     whole = set(map(plain, written))
     cut = (37, 37 - len("layer ")) if place in _LABELS else ()
     shortened = {f"{(plain(bad) + mark(place))[:length]}..." for length in cut}
     return {text + mark(place) for text in whole} | shortened
+
+
+def _as_name(text: str) -> str:
+    """As much of a text as can be the name of a component; `x:y` would be a detail y of x."""
+    return _valid(text).replace(":", "")[:99]
 
 
 def _valid(text: str) -> str:

@@ -175,6 +175,26 @@ def test_a_healthy_process_ends_nobody(case: str, ends: Ends) -> None:
     assert [code for code, _ in found.values()] == [0, 0, 0], text
 
 
+@pytest.mark.parametrize("said", [b"", b"\0", b"\0\0\0\1x", b"x" * 20, b"\x7f\xff\xff\xff" * 9])
+def test_a_stranger_holds_nobody_up(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody on the network can call; only who knows the run's token is listened to."""
+    monkeypatch.setattr(heartbeat.processes, "count", lambda: 2)
+    monkeypatch.setattr(heartbeat.processes, "rank", lambda: 1)
+    monkeypatch.setattr(heartbeat, "_GOODBYE_SECONDS", 0.3)
+    token, started = b"t" * 16, time.monotonic()
+    with heartbeat._listen() as server:
+        address = ("localhost", server.getsockname()[1])
+        with socket.create_connection(address) as stranger:
+            stranger.sendall(said)
+            ours = heartbeat._call(address, token)
+            peers = heartbeat._answer(server, token)
+    assert list(peers) == [1] and time.monotonic() - started < 10
+    peers[1].send_bytes(b"hello")
+    assert ours.recv_bytes() == b"hello"
+    ours.close()
+    peers[1].close()
+
+
 def test_one_process_needs_no_heartbeat() -> None:
     interrupt = Interrupt()
     with Heartbeat(interrupt) as beat:

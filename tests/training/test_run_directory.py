@@ -131,6 +131,41 @@ def test_pipes_in_a_run_folder_are_refused(tmp_path: Path) -> None:
     RunDirectory.open(path).close()
 
 
+@pytest.mark.parametrize("name", [
+    "run.lock", "metrics.jsonl", "log.txt", "probes.jsonl", "captions", "checkpoints",
+])  # fmt: skip
+@pytest.mark.parametrize("dangling", [False, True])
+def test_links_in_a_run_folder_are_refused(tmp_path: Path, name: str, dangling: bool) -> None:
+    """What would be written through them may be anybody's file."""
+    make(tmp_path).close()
+    path, mine = tmp_path / "runs" / "a", tmp_path / "mine"
+    if (path / name).is_dir():
+        (path / name).rmdir()
+        mine.mkdir()
+    else:
+        (path / name).unlink(missing_ok=True)
+        mine.write_text("not to be written")
+    (path / name).symlink_to(tmp_path / "nowhere" if dangling else mine)
+    with pytest.raises(CheckpointError, match=f"{name} is a link, to .*its own files and folders"):
+        RunDirectory.open(path)
+    assert not (tmp_path / "nowhere").exists()
+    assert list(mine.iterdir()) == [] if mine.is_dir() else mine.read_text() == "not to be written"
+
+
+def test_what_a_killed_process_was_writing_is_swept(tmp_path: Path) -> None:
+    make(tmp_path).close()
+    path = tmp_path / "runs" / "a"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = [path / f".tmp-report.json-{gone.pid}", path / "captions" / f".tmp-x.jsonl-{gone.pid}"]
+    kept = [path / f".tmp-report.json-{os.getpid()}", path / ".tmp-probes.jsonl"]
+    for file in [*left, *kept]:
+        file.touch()
+    RunDirectory.open(path).close()
+    assert [file.exists() for file in left] == [False, False]
+    assert [file.exists() for file in kept] == [True, True]
+
+
 # latest
 
 

@@ -1,6 +1,7 @@
 """Training goes on from a saved state as if it had never stopped; another state is refused."""
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,21 @@ def test_the_first_parameter_that_differs_is_named(saved: Path) -> None:
         torch.optim.AdamW(model.parameters()),
         r"groups are \['adapter', 'projector'\], this run's are \['group-0'\]",
     )
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("weight_decay", math.nan), ("weight_decay", "x"), ("betas", [math.nan, 0.9]), ("eps", 1.0),
+    ("lr", math.inf), ("lr", "x"), ("lr", None), ("maximize", True),
+])  # fmt: skip
+def test_a_hyperparameter_that_is_not_this_runs_is_named(
+    saved: Path, key: str, value: object
+) -> None:
+    file = saved / "trainer_state.json"
+    state = json.loads(file.read_text())
+    state["optimizer"]["groups"]["adapter"]["hyperparameters"][key] = value
+    file.write_text(json.dumps(state))
+    model = Tiny()
+    refused(saved, model, make_optimizer(model), f"{key} of group 'adapter' is .* in the checkpoi")
 
 
 def test_other_optimizers_are_refused(saved: Path) -> None:

@@ -82,6 +82,9 @@ DOCUMENTS = (
     (STATE, _set("progress", "position", "step", value=-3)),
     (STATE, _set("progress", "position", "step", value="6")),
     (STATE, _set("optimizer", "groups", value=None)), (STATE, _set("optimizer", value={})),
+    *((STATE, _set("optimizer", "groups", "projector", "hyperparameters", key, value=value))
+      for key, value in (("weight_decay", float("nan")), ("weight_decay", "x"), ("lr", "x"),
+                         ("betas", [float("nan"), 0.9]), ("eps", 1.0), ("lr", float("inf")))),
     (STATE, _set("rng", value=[])), (STATE, _set("rng", value=[None])),
     (STATE, _set("scheduler_step", value=None)), (STATE, _set("format_version", value=2)),
 )  # fmt: skip

@@ -75,6 +75,15 @@ def _flac(samples: int, channels: int) -> Damage:
     return _content(make, "flac")
 
 
+def _other_container(choose: random.Random) -> bytes:
+    """Half of a file of a kind that libsndfile reads at half length without a word."""
+    file, noise = io.BytesIO(), np.random.default_rng(choose.randrange(2**31)).normal(0, 0.1, RATE)
+    kind = choose.choice(("AIFF", "AU", "CAF", "IRCAM", "NIST", "RF64", "VOC", "W64"))
+    soundfile.write(file, noise, RATE, format=kind, subtype="PCM_16")
+    whole = file.getvalue()
+    return whole[: len(whole) // 2]
+
+
 def _cover_bomb(choose: random.Random) -> bytes:
     """An MP3 whose ID3 tag claims a picture of up to 256 MB."""
     size = choose.randrange(2**20, 2**28)
@@ -142,6 +151,7 @@ SOUNDS: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "cover bomb": (_content(_cover_bomb, "mp3"), CUT),
     "another kind of file": (_content(_other_kind), CUT),
     "another kind, as ogg": (_content(_other_kind, "ogg"), CUT),
+    "half of another container": (_content(_other_container), UNREADABLE),
     "random bytes": (_content(lambda c: c.randbytes(c.randrange(1, 5000)), "flac"), CUT),
     "a folder": (_directory, GONE), "a pipe": (_pipe, GONE), "a dangling link": (_dangling, GONE),
     "a link out of the root": (_link_out, GONE), "no file": (_nothing, GONE),

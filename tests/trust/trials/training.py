@@ -31,7 +31,8 @@ KILLS_PER_EPOCH = 3
 def kill(folder: str, config: dict[str, Any], runs: int, seed: int = 0) -> dict[str, int]:
     """Kill -9 trainings three times in each epoch, and once between two micro-batches.
 
-    Every other one saves after each step, the others once an epoch. Compare how they end.
+    Every other one saves after each step, the others once an epoch. Compare how they end. Only a
+    training that is under way is killed; one that has come past the moment goes on to the end.
     """
     root, settings, choose = Path(folder), RunConfig.from_dict(config), random.Random(seed)
     started = time.monotonic()
@@ -41,16 +42,19 @@ def kill(folder: str, config: dict[str, Any], runs: int, seed: int = 0) -> dict[
     patience, epochs = 20 * (time.monotonic() - started), settings.optim.epochs
     for number in range(runs):
         path, save_seconds = root / f"cut-{number}", 0.0 if number % 2 == 0 else 600.0
-        moments = [epoch * rows // epochs + choose.randrange(rows // epochs)
-                   for epoch in range(epochs) for _ in range(KILLS_PER_EPOCH)]  # fmt: skip
+        moments = sorted(
+            epoch * rows // epochs + choose.randrange(rows // epochs)
+            for epoch in range(epochs) for _ in range(KILLS_PER_EPOCH)
+        )  # fmt: skip
         for row in (None, *moments):
             if row is None:  # after the first micro-batch of the second step
                 pid = _train(path, settings, save_seconds, die_at_batch=4)
                 _, status = os.waitpid(pid, 0)
                 figures["halfway"] += os.WIFSIGNALED(status)
             else:
+                begun = _lines(path / "log.txt", b" training from step ")
                 pid = _train(path, settings, save_seconds)
-                figures["kills"] += _kill_at_row(pid, path, row, choose.random())
+                figures["kills"] += _kill_at_row(pid, path, begun, row, choose.random())
             if path.exists() and not (path / "config.json").exists():
                 figures["restarted"] += 1  # killed in the instant that the folder was made
                 shutil.rmtree(path)
@@ -72,8 +76,11 @@ def results(run: Path) -> dict[str, bytes]:
 
 
 def _rows(run: Path) -> int:
-    file = run / "metrics.jsonl"
-    return file.read_bytes().count(b"\n") if file.exists() else 0
+    return _lines(run / "metrics.jsonl", b"\n")
+
+
+def _lines(file: Path, sign: bytes) -> int:
+    return file.read_bytes().count(sign) if file.exists() else 0
 
 
 def _train(
@@ -122,9 +129,13 @@ def _die_at_batch(number: int) -> None:
     CaptionDataset.batch = counted  # type: ignore[method-assign]
 
 
-def _kill_at_row(pid: int, path: Path, row: int, wait: float) -> bool:
-    """Kill -9 a run a moment after its metrics have ``row`` rows; False when it was done first."""
-    while _rows(path) < row:
+def _kill_at_row(pid: int, path: Path, begun: int, row: int, wait: float) -> bool:
+    """Kill -9 a run a moment after its metrics have ``row`` rows; False when it was done first.
+
+    ``begun`` is how often a training had begun before: rows that this one still has to cut back
+    are not its own.
+    """
+    while _lines(path / "log.txt", b" training from step ") == begun or _rows(path) < row:
         if os.waitpid(pid, os.WNOHANG) != (0, 0):
             return False
         time.sleep(0.002)
