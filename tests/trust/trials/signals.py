@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from configs.schema import RunConfig
 from safe import cli
 from safe.data import cache
@@ -73,6 +75,7 @@ def _command(run: Path, name: str, arm: Callable[[], None]) -> int:
     if pid == 0:
         code = 99
         try:
+            torch.set_num_threads(1)  # as in `training`: two threads at once would end in an error
             arm()
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the fork ends
             code = cli.main([name, "--resume", str(run), "--device", "cpu", "--probe-every", "0"])
