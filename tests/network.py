@@ -3,7 +3,11 @@
 import errno
 import ipaddress
 import socket
+import sys
 from typing import Any
+
+_TO_ADDRESS = ("socket.connect", "socket.sendto", "socket.sendmsg")
+_BY_NAME = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
 
 
 def is_here(host: Any) -> bool:
@@ -18,21 +22,19 @@ def is_here(host: Any) -> bool:
 
 
 def stay_here() -> None:
-    """Refuse connections to other machines, and questions for their names, in this process."""
-    connect, look_up = socket.socket.connect, socket.getaddrinfo
+    """Refuse what is sent to other machines, and questions for their names, in this process."""
+    sys.addaudithook(_refuse)
 
-    def refuse(host: Any) -> None:
-        if not is_here(host):
-            raise OSError(errno.ENETUNREACH, f"no test reaches another machine: {host}")
 
-    def guarded_connect(self: socket.socket, address: Any) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6):
-            refuse(address[0])
-        connect(self, address)
-
-    def guarded_look_up(host: Any, *args: Any, **options: Any) -> Any:
-        refuse(host)
-        return look_up(host, *args, **options)
-
-    socket.socket.connect = guarded_connect  # type: ignore[method-assign]
-    socket.getaddrinfo = guarded_look_up
+def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in _TO_ADDRESS:
+        address = arguments[1]
+        host = (
+            address[0] if isinstance(address, tuple) else None
+        )  # a path: a socket of this machine
+    elif event in _BY_NAME:
+        host = arguments[0]
+    else:
+        return
+    if not is_here(host):
+        raise OSError(errno.ENETUNREACH, f"no test reaches another machine: {host}")

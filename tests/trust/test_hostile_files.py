@@ -3,7 +3,6 @@
 import os
 import random
 import re
-import resource
 import signal
 import time
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from trials.foreign import bombs, files
-from trials.fuzz import ARROW_STATE, arrow_file
+from trials.fuzz import ARROW_STATE, arrow_file, peak_memory
 
 from configs.errors import DataError, ModelError
 from safe.child import Child
@@ -37,7 +36,7 @@ def test_foreign_checkpoints(child: Child, figure: Any, tmp_path: Path) -> None:
     path, link = tmp_path / "stranger.pt", tmp_path / "link.pt"
     link.symlink_to(path)
     before = set(os.listdir(tmp_path)) | {path.name}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    held = peak_memory(anew=True)
     wrong: list[str] = []
     for name, content in files(canary):
         path.write_bytes(content)
@@ -53,11 +52,11 @@ def test_foreign_checkpoints(child: Child, figure: Any, tmp_path: Path) -> None:
         slowest = max(slowest, time.monotonic() - start)
         kinds[name.rpartition(".")[0]] += 1
         assert not canary.exists() and set(os.listdir(tmp_path)) == before, name
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
+    grown = peak_memory() - held
     figure(
         f"strangers' .pt files: {kinds.total()} of {len(kinds)} kinds opened in a child, the "
         f"canary touched 0 times, {len(wrong)} without a clear error, {slowest:.1f} s at most, "
-        f"{grown:.0f} MB more memory here"
+        f"{grown} MB more memory here"
     )
     assert wrong == []
     assert len(kinds) >= 60 and grown < 100

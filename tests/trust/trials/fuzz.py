@@ -35,7 +35,7 @@ from safe.data.sources import Source, read_source
 from safe.data.sources.hf_disk import read_in
 
 SECONDS, MEGABYTES = 2.0, 1000
-PATIENCE = 60.0
+PATIENCE = 20.0
 """Seconds on the wall, on a machine that others use."""
 TOKENS = (
     b"\0", b"\xff", b"\r", b"\n", b"NaN", b"Infinity", b"-1", b"1e999", b"9" * 400, b"[", b"{",
@@ -89,9 +89,12 @@ class Target:
     """How many were refused, and how many taken."""
     slowest: float = 0.0
     """Seconds of processor time."""
+    largest: int = 0
+    """MB that a case took beyond what was there before it, at its peak."""
 
     def use(self, case: Any) -> None:
-        """Use a case: a result or a typed error, soon."""
+        """Use a case: a result or a typed error, soon, in little memory."""
+        held = peak_memory(anew=True)
         start, begun = time.process_time(), time.monotonic()
         try:
             self.act(case)
@@ -100,8 +103,18 @@ class Target:
             self.count["refused"] += 1
         seconds = time.process_time() - start
         self.slowest = max(self.slowest, seconds)
+        self.largest = max(self.largest, peak_memory() - held)
+        assert self.largest < MEGABYTES, f"{self.largest} MB"
         assert seconds < SECONDS, f"{seconds:.1f} s"
         assert time.monotonic() - begun < PATIENCE, "it waits for something"
+
+
+def peak_memory(*, anew: bool = False) -> int:
+    """The most that this process has held, in MB, since the last call that began ``anew``."""
+    if anew:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
 
 
 def damaged(base: bytes) -> st.SearchStrategy[bytes]:
