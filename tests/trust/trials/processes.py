@@ -43,8 +43,8 @@ def lose(
         os.waitpid(pids[rank], 0)
         figures["losses"] += 1
         figures["wrong_code"] += code != heartbeat.EXIT_LOST
-        if rank == 1:  # the log is written by rank 0
-            figures["unnamed"] += f"rank 1 (process {pids[1]} on" not in _log(path)
+        said = _said_by(path, 1 - rank).read_text()
+        figures["unnamed"] += f"ProcessLost: rank {rank} (process {pids[rank]} on" not in said
         figures["differ"] += _ends(_pair(path, settings), _PATIENCE) != [0, 0]
         figures["differ"] += training.results(path) != whole
         shutil.rmtree(path)
@@ -60,8 +60,18 @@ def _pair(path: Path, config: RunConfig) -> list[int]:
     goes_on = path.exists()
     for rank in range(2):
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-        pids.append(training._train(path, config, 0.0, goes_on=goes_on))
+        with _said_by(path, rank).open("wb") as said:
+            ours = os.dup(2)
+            os.dup2(said.fileno(), 2)
+            pids.append(training._train(path, config, 0.0, goes_on=goes_on))
+            os.dup2(ours, 2)
+            os.close(ours)
     return pids
+
+
+def _said_by(path: Path, rank: int) -> Path:
+    """What the newest process of a rank printed on standard error."""
+    return path.with_name(f"{path.name}-{rank}.txt")
 
 
 def _ends(pids: list[int], patience: float) -> list[int | None]:
@@ -81,8 +91,3 @@ def _wait_for_row(path: Path, row: int) -> None:
     end = time.monotonic() + _PATIENCE
     while training._rows(path) < row and time.monotonic() < end:
         time.sleep(0.002)
-
-
-def _log(path: Path) -> str:
-    file = path / "log.txt"
-    return file.read_text() if file.exists() else ""
