@@ -13,7 +13,7 @@ from trials.damage import DAMAGES
 from safe.training.checkpoint import latest_good, set_aside
 
 
-@pytest.mark.sizes(100, 1000)
+@pytest.mark.sizes(1000, 5000)
 def test_damaged_checkpoints(size: int, tiny_run: Any, figure: Any, tmp_path: Path) -> None:
     source, choose = tiny_run.folder / "checkpoints", random.Random(0)
     figures: Counter[str] = Counter()
