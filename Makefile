@@ -37,7 +37,7 @@ docs: $(VENV)/.test ## the documentation as a site in build/docs; a warning is a
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "build/docs/index.html"
 
-trust: $(VENV)/.test ## the long form of tests/trust: kills, full disks, damage, fuzzing, leaks (some hours; SHARE=0.1: a tenth)
+trust: $(VENV)/.test ## the long form of tests/trust: kills, full disks, damage, fuzzing, leaks (an hour or more; SHARE=0.1: a tenth)
 	@$(PIP) -c constraints.txt 'atheris>=3' || echo "no atheris here: the fuzzing by coverage is left out"
 	@SHARE=$(or $(SHARE),1) $(BIN)/python -m pytest -q -m trust tests/trust
 
