@@ -36,19 +36,19 @@ def captioning(bench: Bench, pairs: int) -> list[Ratio]:
 
     ways = {
         OURS: lambda: model.generate(prompt, mask, audio, **options),
-        "audio encoded anew for every token": lambda: _anew(model, bare, audio),
+        "keys and values made anew for every token": lambda: _anew(model, bare, audio),
     }
     table = f"{subject.name}, generate() of {NEW_TOKENS} tokens for {CLIPS} prompts"
     return take_turns(table, bare, ways, {OURS: AT_MOST}, pairs, subject.device)
 
 
 def _anew(model: SAFEModel, generate: Callable[[], None], audio: torch.Tensor) -> None:
-    """Project the audio, and make its keys and values, in every pass of every layer."""
+    """Make the keys and values of the audio in every pass of every layer."""
+    tokens, mask = model.audio_tokens(audio)
     handles = []
     for index, block in model.fusion.blocks().items():
 
         def hear(_layer: Any, _args: Any, hidden: torch.Tensor, block: Any = block) -> torch.Tensor:
-            tokens, mask = model.audio_tokens(audio)
             fused: torch.Tensor = block(hidden, *block.keys_values(tokens), mask, 1.0)
             return fused
 

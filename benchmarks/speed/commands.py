@@ -79,7 +79,7 @@ def timed_command(what: str, line: Sequence[str], goal: float, of: str, turns: i
 
 def params_command() -> list[Ratio]:
     """``safe-probe params`` of a 13B model against the imports that it cannot do without."""
-    table = "python -c 'import torch, transformers.models.llava'"
+    table = f"python -c '{_IMPORTS}'"
     ours, noise = [], []
     for _ in range(PAIRS):
         base = _spent(_IMPORTS, [])[0]

@@ -7,6 +7,7 @@ below 81, which the environment of the project has not.
 import os
 import tempfile
 import warnings
+import weakref
 from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import count
@@ -43,6 +44,7 @@ def _wandb(model: nn.Module, backward: Callable[[], Tensor]) -> Work:
         finally:
             run.unwatch(model)  # or its hooks would slow down everybody else
 
+    weakref.finalize(work, run.finish)  # or its threads would, too
     return work
 
 

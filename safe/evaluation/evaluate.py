@@ -179,13 +179,12 @@ class Evaluator:
     ) -> dict[str, dict[str, str]]:
         """Captions by condition and clip id."""
         split = self.split
-        heard = {
-            "own audio": split.embeddings,
-            SHUFFLED: split.embeddings[self.pairing],
-            SILENCE: np.broadcast_to(silence, (len(split), *silence.shape)),
-            GATE_OFF: None,
+        heard = {"own audio": split.embeddings, SHUFFLED: split.embeddings[self.pairing]}
+        alike = {SILENCE: silence, GATE_OFF: None}
+        return {
+            **{n: self._captions(model, audio, n, progress) for n, audio in heard.items()},
+            **{n: self._same_for_all(model, audio, n, progress) for n, audio in alike.items()},
         }
-        return {n: self._captions(model, audio, n, progress) for n, audio in heard.items()}
 
     def _judge(self, captions: dict[str, dict[str, str]]) -> Evaluation:
         """Score every condition."""
@@ -220,18 +219,37 @@ class Evaluator:
         what: str,
         progress: Progress | None,
     ) -> dict[str, str]:
-        total = len(self.split)
-        texts = generate_captions(
+        texts = self._generate(model, embeddings, self.split.seconds, what, progress)
+        return dict(zip(self.split.clip_ids, texts, strict=True))
+
+    def _same_for_all(
+        self, model: SAFEModel, audio: np.ndarray | None, what: str, progress: Progress | None
+    ) -> dict[str, str]:
+        """One caption for each length of clip: where all hear the same, nothing else tells them."""
+        lengths, which = np.unique(self.split.seconds, return_inverse=True)
+        heard = None if audio is None else np.broadcast_to(audio, (len(lengths), *audio.shape))
+        texts = self._generate(model, heard, lengths, what, progress)
+        return {clip: texts[i] for clip, i in zip(self.split.clip_ids, which, strict=True)}
+
+    def _generate(
+        self,
+        model: SAFEModel,
+        embeddings: np.ndarray | MappedRows | None,
+        seconds: np.ndarray,
+        what: str,
+        progress: Progress | None,
+    ) -> list[str]:
+        total = len(seconds)
+        return generate_captions(
             model,
             self.tokens,
             embeddings,
-            self.split.seconds,
+            seconds,
             self.config,
             share=True,
             in_step=self.in_step,
             progress=None if progress is None else lambda done: progress(what, done, total),
         )
-        return dict(zip(self.split.clip_ids, texts, strict=True))
 
     def _floors(self, train: Split) -> dict[str, dict[str, str]]:
         """Captions that need no training: the commonest one, and the nearest neighbour's."""

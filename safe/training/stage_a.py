@@ -80,6 +80,7 @@ class StageA:
         self.in_step = False
         """Whether every process must run the same number of forward passes (sharded backbone)."""
         self._lengths = dataset.lengths()
+        self._epoch_windows: tuple[int, list[list[list[int]]]] = (-1, [])
         self.steps_per_epoch = len(self._windows(0))
         epochs_steps = self.steps_per_epoch * config.epochs
         self.total_steps = min(epochs_steps, config.max_steps or epochs_steps)
@@ -253,8 +254,12 @@ class StageA:
         self.position.skipped += not finite
 
     def _windows(self, epoch: int) -> list[list[list[int]]]:
-        c = self.config
-        return epoch_windows(self._lengths, c.batch_size, c.accumulation, c.seed, epoch)
+        """The steps of an epoch, made once: shuffling 50,000 clips takes as long as a probe."""
+        if self._epoch_windows[0] != epoch:
+            c = self.config
+            made = epoch_windows(self._lengths, c.batch_size, c.accumulation, c.seed, epoch)
+            self._epoch_windows = epoch, made
+        return self._epoch_windows[1]
 
     def _set_learning_rates(self) -> None:
         """The rates of the next step; skipped steps count, so a resumed run needs the step only."""

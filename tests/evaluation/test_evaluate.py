@@ -69,8 +69,22 @@ def test_controls_hear_what_they_are_named_after(world: Any) -> None:
     embeddings = evaluator.split.embeddings
     assert np.array_equal(own, embeddings) and off is None
     assert np.array_equal(shuffled, embeddings[evaluator.pairing])
-    assert all(np.array_equal(row, silence) for row in silent) and len(silent) == 6
-    assert progress == [(name, 6, 6) for name in ("own audio", SHUFFLED, SILENCE, GATE_OFF)]
+    assert np.array_equal(silent, silence[None])  # once, for all clips are of one length
+    assert progress == [*((name, 6, 6) for name in ("own audio", SHUFFLED)),
+                        *((name, 1, 1) for name in (SILENCE, GATE_OFF))]  # fmt: skip
+
+
+def test_one_caption_for_each_length_is_what_each_clip_would_get(make_model: ModelMaker) -> None:
+    model = make_model(projector={"kind": "adaptive"})
+    clips = replace(split("test"), seconds=np.array([4.0, 0.5, 4.0, 9.0, 0.5, 0.5]))
+    tokens = CaptionTokens(model.tokenizer, model.prompt)
+    evaluator = Evaluator(tokens, clips, EvalConfig(max_new_tokens=6, batch_size=4), seed=3)
+    silence = np.random.default_rng(9).normal(size=12).astype(np.float32)
+    for audio in (silence, None):
+        every = None if audio is None else np.stack([audio] * 6)
+        alike = evaluator._same_for_all(model, audio, "", None)
+        assert alike == evaluator._captions(model, every, "", None)
+        assert list(alike) == list(clips.clip_ids)
 
 
 def test_shuffled_audio_is_a_derangement_without_look_alikes() -> None:
