@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ def pytest_configure() -> None:
     settings.register_profile("house", derandomize=True, deadline=None)
     settings.load_profile("house")
     stay_here()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # below nohup, all would ignore it
 
 
 @pytest.fixture(autouse=True)

@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     about: dict[str, Any] = {
         **versions(layer_peers.LIBRARIES + gradient_peers.LIBRARIES),
         "threads": args.threads, "dtype": args.dtype,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
     }  # fmt: skip
     print(" ".join(f"{name} {value}" for name, value in about.items()))
