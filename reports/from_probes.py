@@ -27,6 +27,8 @@ def influence(run: Run) -> Measurement | None:
     if change is None:
         if run.facts.value("influence", "signal:swapped", "changed") == 0:
             return Measurement(0.0, "another clip's changes no bit of it")
+        if run.facts.value("influence", "signal:swapped", "distinct") == 0:
+            return Measurement(None, "all clips sound the same: no other audio to try")
         return None
     if error is None:
         return Measurement(None, f"costs {change:+.3f} nats/token, of unknown error")

@@ -318,6 +318,14 @@ def test_losses_and_gradients_that_are_not_there_pass_nothing(
     assert outcome(run, "gradients").grade is Grade.FAIL
 
 
+def test_without_another_audio_the_influence_is_unknown_and_says_why(
+    make_whole_run: MakeRun,
+) -> None:
+    alike = [Record(30, "influence", "signal:swapped", None, "distinct", 0.0, "share")]
+    found = need(from_probes.influence(read_run(make_whole_run(records=alike))))
+    assert found.value is None and found.evidence.startswith("all clips sound the same")
+
+
 def test_disconnected_model_has_no_influence(make_whole_run: MakeRun) -> None:
     cut = [Record(30, "influence", "signal:swapped", None, "changed", 0.0, "share")]
     found = need(from_probes.influence(read_run(make_whole_run(records=cut))))
