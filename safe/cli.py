@@ -58,13 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.words = words
         code: int = arguments.run(arguments)
         return code
-    except SafeError as error:
-        print(plain(f"{type(error).__name__}: {error}"), file=sys.stderr)
-        return 2
     except BrokenPipeError:  # whoever read our output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
+    except (SafeError, OSError) as error:
         print(plain(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     except Interrupted as stop:

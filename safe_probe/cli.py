@@ -55,16 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.run(arguments)
         return code
-    except SafeError as error:
-        print(plain(f"{type(error).__name__}: {error}"), file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted; the model and the run are as they were", file=sys.stderr)
         return 3
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return 0
-    except OSError as error:  # a folder that may not be read, a disk that is full
+    except (SafeError, OSError) as error:  # also a folder that may not be read, a full disk
         print(plain(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
 

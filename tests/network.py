@@ -28,10 +28,8 @@ def stay_here() -> None:
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
     if event in _TO_ADDRESS:
-        address = arguments[1]
-        host = (
-            address[0] if isinstance(address, tuple) else None
-        )  # a path: a socket of this machine
+        address = arguments[1]  # a path is that of a socket of this machine
+        host = address[0] if isinstance(address, tuple) else None
     elif event in _BY_NAME:
         host = arguments[0]
     else:

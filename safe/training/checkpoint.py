@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from configs.errors import CheckpointError
 from safe.checkpoint_manifest import Manifest, verify, write_manifest
-from safe.training.durable import fsync_path, fsync_tree
+from safe.training.durable import TEMP, fsync_path, fsync_tree, temp_beside
 from safe.training.locks import FileLock, process_alive, try_lock
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
 
 KEEP = 2
 """How many good checkpoints a run keeps."""
-_TEMP = ".tmp-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _STEP = re.compile(r"step-(\d{8,})")
 _log = logging.getLogger(__name__)
@@ -144,7 +143,7 @@ def publish(
         )
     if keep < 1:
         raise CheckpointError(f"keep is {keep}; at least 1 checkpoint must remain")
-    target, temp = parent / name, parent / f"{_TEMP}{name}-{os.getpid()}"
+    target, temp = parent / name, temp_beside(parent / name)
     try:
         needed = _make_room(parent, target, needed_bytes)
         temp.mkdir()
@@ -169,7 +168,7 @@ def publish(
 def sweep(parent: Path) -> list[Path]:
     """Delete the temporary folders of writers that no longer live; return their paths."""
     swept = []
-    for path in parent.glob(f"{_TEMP}*"):
+    for path in parent.glob(f"{TEMP}*"):
         if path.is_dir() and not path.is_symlink() and _abandoned(path):
             shutil.rmtree(path)
             swept.append(path)
@@ -248,7 +247,7 @@ def _prune(parent: Path, published: Path, keep: int) -> None:
             good += _is_good(path)
             continue
         try:  # renamed first, so that a kill halfway leaves no damaged checkpoint
-            aside = parent / f"{_TEMP}old-{path.name}-{os.getpid()}"
+            aside = temp_beside(path.with_name(f"old-{path.name}"))
             os.rename(path, aside)
             shutil.rmtree(aside)
         except OSError as error:

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from safe.training.locks import process_alive
 
-_TEMP = ".tmp-"
+TEMP = ".tmp-"
+"""What the name of everything begins with that is not finished."""
+
+
+def temp_beside(path: Path) -> Path:
+    """Where this process writes what will be renamed to `path`."""
+    return path.with_name(f"{TEMP}{path.name}-{os.getpid()}")
 
 
 def fsync_path(path: Path) -> None:
@@ -36,7 +42,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         OSError: the disk is full, read-only or gone; the old file is untouched.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    temp = path.with_name(f"{_TEMP}{path.name}-{os.getpid()}")
+    temp = temp_beside(path)
     try:
         with temp.open("wb") as file:
             file.write(data)
@@ -49,9 +55,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     fsync_path(path.parent)
 
 
-def sweep(folder: Path) -> None:
+def sweep_files(folder: Path) -> None:
     """Remove what `write_atomically` left in a folder when its process was killed."""
-    for temp in folder.glob(f"{_TEMP}*"):
+    for temp in folder.glob(f"{TEMP}*"):
         writer = temp.name.rpartition("-")[2]
         if writer.isdecimal() and temp.is_file() and not process_alive(int(writer)):
             temp.unlink(missing_ok=True)
@@ -63,7 +69,7 @@ def point_symlink(link: Path, target: str) -> None:
     Raises:
         OSError: `link` is a real folder, or its folder cannot be written.
     """
-    temp = link.with_name(f"{_TEMP}{link.name}-{os.getpid()}")
+    temp = temp_beside(link)
     temp.unlink(missing_ok=True)
     try:
         temp.symlink_to(target)

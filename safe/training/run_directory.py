@@ -22,7 +22,7 @@ from configs.errors import CheckpointError, ConfigError, FileError
 from configs.json_files import read_json, require_regular
 from configs.plain_text import plain
 from safe.checkpoint_manifest import as_json
-from safe.training.durable import point_symlink, sweep, write_atomically
+from safe.training.durable import point_symlink, sweep_files, write_atomically
 from safe.training.environment import describe_environment
 from safe.training.metrics_log import MetricsLog
 from safe.training.run_lock import RunLock
@@ -87,8 +87,8 @@ class RunDirectory:
         try:
             (path / "captions").mkdir(exist_ok=True)
             (path / "checkpoints").mkdir(exist_ok=True)
-            sweep(path)
-            sweep(path / "captions")
+            sweep_files(path)
+            sweep_files(path / "captions")
             _write_environment(path)
             _point_latest(path)
             require_regular(path / "metrics.jsonl")  # they are opened for writing

@@ -52,7 +52,7 @@ def kill(folder: str, config: dict[str, Any], runs: int, seed: int = 0) -> dict[
                 _, status = os.waitpid(pid, 0)
                 figures["halfway"] += os.WIFSIGNALED(status)
             else:
-                begun = _lines(path / "log.txt", b" training from step ")
+                begun = _begun(path)
                 pid = _train(path, settings, save_seconds)
                 figures["kills"] += _kill_at_row(pid, path, begun, row, choose.random())
             if path.exists() and not (path / "config.json").exists():
@@ -77,6 +77,11 @@ def results(run: Path) -> dict[str, bytes]:
 
 def _rows(run: Path) -> int:
     return _lines(run / "metrics.jsonl", b"\n")
+
+
+def _begun(run: Path) -> int:
+    """How often a training has begun, or gone on."""
+    return _lines(run / "log.txt", b" training from step ")
 
 
 def _lines(file: Path, sign: bytes) -> int:
@@ -135,7 +140,7 @@ def _kill_at_row(pid: int, path: Path, begun: int, row: int, wait: float) -> boo
     ``begun`` is how often a training had begun before: rows that this one still has to cut back
     are not its own.
     """
-    while _lines(path / "log.txt", b" training from step ") == begun or _rows(path) < row:
+    while _begun(path) == begun or _rows(path) < row:
         if os.waitpid(pid, os.WNOHANG) != (0, 0):
             return False
         time.sleep(0.002)
