@@ -191,9 +191,14 @@ def _attention_of(layer: Any) -> Any:
         strange = [f"self_attn.{name}" for name in sorted(parts.difference(known))]
         if attention.q_proj.out_features != attention.o_proj.in_features:
             strange.append("self_attn.q_proj of another width than o_proj")
-        if not strange:
-            return attention
         why = f"has {', '.join(strange)}, which fusion does not know"
+        if not strange:
+            if getattr(attention, "is_causal", True):
+                return attention
+            why = (
+                "attends to later tokens, too (self_attn.is_causal is False): a caption's words "
+                "would be seen before they are predicted"
+            )
     raise ModelError(
         f"decoder layer {type(layer).__name__} {why}; fusion supports attention as Llama, Qwen, "
         "Mistral, Gemma and OLMo have it (docs/backbones.md)"

@@ -97,6 +97,12 @@ def sounds() -> Tensor:
     return torch.randn(2, AUDIO_DIM, generator=torch.Generator().manual_seed(7))
 
 
+_REORDERED = 1e-5
+"""Largest difference of logits of a few units when other tokens stand behind (other kernels).
+
+Measured: at most 1.7e-6."""
+
+
 def by_name(families: tuple[Family, ...]) -> Any:
     return pytest.mark.parametrize("family", families, ids=lambda family: family.name)
 
@@ -145,6 +151,19 @@ def test_every_trainable_gets_its_gradient_and_nothing_frozen_does(
     log = model(ids, mask, audio).logits[:, 3:-1].log_softmax(-1)
     own = -log.gather(-1, ids[:, 4:, None]).sum()
     torch.testing.assert_close(loss, own)
+
+
+@by_name(FAMILIES)
+def test_no_token_hears_what_is_behind_it(make: Maker, family: Family) -> None:
+    """Else a caption's words were seen before they are predicted, and padding were heard."""
+    (ids, _), audio, model = texts(), sounds(), make(family)
+    other, mask = ids.clone(), torch.ones_like(ids)
+    other[:, 5:], mask[:, 5:] = 17, 0
+    with torch.no_grad():
+        found = [model(tokens, None, audio).logits[:, :5] for tokens in (ids, other)]
+        padded = model(other, mask, audio).logits[:, :5]
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=_REORDERED)
+    torch.testing.assert_close(found[0], padded, rtol=0, atol=_REORDERED)
 
 
 @by_name(FAMILIES)
@@ -242,6 +261,8 @@ def fuse(folder: Path, config: ModelConfig) -> SAFEModel:
         ),
         ("gpt_oss", "GptOssDecoderLayer has self_attn.sinks, which fusion does not know"),
         ("qwen3_next", "Qwen3NextDecoderLayer has no self_attn.q_proj"),
+        ("paligemma", "GemmaDecoderLayer attends to later tokens, too"),
+        ("paligemma on gemma2", "Gemma2DecoderLayer attends to later tokens, too"),
         ("gpt2", "not a backbone that can be loaded (its config.json says architecture GPT2LMHead"),
         ("t5", "not a backbone that can be loaded (Unrecognized configuration class"),
     ],
@@ -284,4 +305,5 @@ def test_the_page_lists_these_families_with_their_prompts(
     listed = {row[0]: forms[row[3]] for row in rows if len(row) == 4 and row[3] in forms}
     found = {family.name: load(family).prompt.rstrip(" ") for family in FAMILIES}
     assert {name: listed.get(name) for name in found} == found
-    assert {family.name for family in REFUSED} <= {row[0] for row in rows if len(row) == 2}
+    refused = {name for row in rows if len(row) == 2 for name in row[0].split(", ")}
+    assert {family.name for family in REFUSED} <= refused
