@@ -109,6 +109,7 @@ def diagnose(
     silence: Tensor | None = None,
     clip_norm: float | None = None,
     loss_scale: float | None = None,
+    gate_gradients: Mapping[int, Tensor | None] | None = None,
     in_step: bool = False,
     settings: Settings | None = None,
     further: Iterable[Record] = (),
@@ -130,6 +131,8 @@ def diagnose(
         clip_norm: what the training clips gradients to.
         loss_scale: of a GradScaler, for float16; None takes that of an optimizer that knows its
             scaler (accelerate), or 1.
+        gate_gradients: gradients of the gates by fusion layer (None for none), as the training's
+            own step has them: then the gates need no backward pass of their own.
         in_step: every process calls this with the same batches at the same time, as a model needs
             whose frozen layers FSDP2 splits; each gets the same numbers.
         settings: which findings to report and from which limits on; the defaults when None.
@@ -142,6 +145,7 @@ def diagnose(
     """
     settings = settings or Settings()
     options: dict[str, dict[str, Any]] = {
+        "gates": {"gradients": gate_gradients},
         "influence": {"silence": silence},
         "gradflow": {
             "clip_norm": clip_norm,

@@ -4,10 +4,13 @@ Records of component ``gate`` by fusion layer (a gate with several elements give
 ``raw_min`` and ``raw_max``): ``raw``; ``value`` after transform and clamp; ``effective``, the value
 times the outer gate and its warm-up; ``slope``, d value / d raw (0: no gradient can pass);
 ``at_edge``, share of elements on or outside an end of the clamp; ``outside_clamp``; ``trainable``;
-with an optimizer ``in_optimizer``, ``lr``, ``weight_decay``; with labelled batches
-``gradient_absent`` and, unless absent, ``gradient``; with start values ``moved``. Layer None has
-``outer_gate``, and in a training ``outer_gate_at_end``, what it will be at the last step.
+with an optimizer ``in_optimizer``, ``lr``, ``weight_decay``; with labelled batches, or a training
+step's gradients, ``gradient_absent`` and, unless absent, ``gradient``; with start values ``moved``.
+Layer None has ``outer_gate``, and in a training ``outer_gate_at_end``, what it will be at the last
+step.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -17,14 +20,22 @@ from probes.knobs import Gate
 from probes.optimizers import places
 from probes.record import Record, Rows
 
+Gradients = Mapping[int, Tensor | None]
 
-def measure(context: Context) -> list[Record]:
-    """Read the gates; with labelled batches also their mean gradient, in eval mode."""
+
+def measure(context: Context, *, gradients: Gradients | None = None) -> list[Record]:
+    """Read the gates and their gradients.
+
+    Args:
+        context: with labelled batches the mean gradient over them is taken here, in eval mode.
+        gradients: those that a training step has taken anyway, by layer; None for no ``.grad``.
+    """
     rows = context.rows("gates")
     outer = context.path.outer_gate
     if context.path.spec.outer_gate is not None:
         rows.add("gate", "outer_gate", outer, "factor")
-    gradients = _gradients(context) if context.batches and context.has_loss else None
+    if gradients is None and context.batches and context.has_loss:
+        gradients = _gradients(context)
     for layer, gate in context.path.gates.items():
         _value(rows, gate, outer)
         _training(rows, gate, context)
@@ -68,15 +79,16 @@ def _training(rows: Rows, gate: Gate, context: Context) -> None:
         rows.add("gate", "moved", moved, "factor", gate.layer)
 
 
-def _gradients(context: Context) -> dict[int, Tensor | None]:
+def _gradients(context: Context) -> Gradients:
     """Mean gradient of each gate over the batches; None where backward left ``.grad`` None."""
-    gates = context.path.gates
     with context.session() as session:
         for batch in context.batches:
             loss = context.loss_fn(session.forward(batch, grad=True), batch)
             if loss.requires_grad:
                 session.backward(loss / len(context.batches))
-        return {
-            layer: None if gate.tensor.grad is None else gate.tensor.grad.double().cpu()
-            for layer, gate in gates.items()
-        }
+        return {layer: gradient_of(gate.tensor) for layer, gate in context.path.gates.items()}
+
+
+def gradient_of(parameter: Tensor) -> Tensor | None:
+    """A copy of a parameter's ``.grad``, float64 on the host."""
+    return None if parameter.grad is None else parameter.grad.double().cpu()

@@ -16,6 +16,7 @@ from configs.errors import ConfigError
 from probes import all_probes, get_probe
 from probes.diagnosis import diagnose
 from probes.findings.catalogue import catalogue
+from probes.gates import gradient_of
 from probes.record import Record, RecordLog, append_records
 from safe import processes
 from safe.models.safe_model import SAFEModel
@@ -33,6 +34,9 @@ look at the validation split."""
 
 class ProbeWatch(Callback):
     """Runs all probes at both ends of a training, and cheap ones after step 1 and every N steps.
+
+    In between, the gates' gradients are those of the step itself, all of its clips and before
+    clipping; at both ends they are taken on the probes' own clips.
 
     The training is the same to the bit with and without it. An interrupted and resumed run has
     the file of an uninterrupted one. A probe that cannot measure leaves a ``not_measured`` row,
@@ -75,6 +79,7 @@ class ProbeWatch(Callback):
         self._file: Path | None = None
         self._writes = True
         self._experiment: Experiment | None = None
+        self._gate_gradients: dict[int, torch.Tensor | None] | None = None
         self._trained_on: list[Any] = []
         self._held_out: list[Any] = []
 
@@ -97,11 +102,20 @@ class ProbeWatch(Callback):
                 self._measure(trainer, self.ends)
 
     @override
+    def on_gradients(self, trainer: StageA, step: int) -> None:
+        if self._due(trainer, step):
+            blocks = trainer.model.fusion.blocks().items()
+            self._gate_gradients = {i: gradient_of(b.residual.residual_scale) for i, b in blocks}
+
+    @override
     def on_step_end(self, trainer: StageA, step: Step) -> None:
-        every = self.every or trainer.steps_per_epoch
-        due = step.step == 1 or step.step % every == 0
-        if due and step.step < trainer.total_steps:
+        if self._due(trainer, step.step):
             self._measure(trainer, self.probes)
+            self._gate_gradients = None
+
+    def _due(self, trainer: StageA, step: int) -> bool:
+        every = self.every or trainer.steps_per_epoch
+        return (step == 1 or step % every == 0) and step < trainer.total_steps
 
     @override
     def on_train_end(self, trainer: StageA) -> None:
@@ -141,6 +155,7 @@ class ProbeWatch(Callback):
                 start=_gates_at_start(trainer),
                 silence=torch.from_numpy(self._experiment.sounds.silence),
                 clip_norm=trainer.config.clip_norm,
+                gate_gradients=self._gate_gradients,
                 in_step=trainer.in_step,
             )
         return diagnosis.log.records

@@ -134,7 +134,9 @@ class Bench:
         return total
 
     def _batch(self, indices: Sequence[int]) -> Batch:
-        return self.dataset.batch(indices).to(self.subject.device)
+        batch = self.dataset.batch(indices)
+        names = ("input_ids", "attention_mask", "labels", "audio")
+        return replace(batch, **{n: getattr(batch, n).to(self.subject.device) for n in names})
 
     def _encode(self, indices: Sequence[int]) -> Tensor:
         return self.encoder.encode(self.waves[[self.dataset.rows[i][0] for i in indices]])

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import torch
+
 from benchmarks.speed.pairs import Ratio, take_turns
 from benchmarks.speed.training import Bench
 from probes.diagnosis import diagnose
@@ -19,8 +21,13 @@ def watching(bench: Bench, pairs: int) -> list[Ratio]:
     watch = ProbeWatch()
     batches = batches_of(bench.dataset, 0, watch.batches, watch.batch_size)
 
+    gradients = dict.fromkeys(bench.model.fusion.blocks(), torch.ones(()))  # the step has them
+
     def look() -> None:
-        diagnose(bench.model, batches, optimizer=bench.trainer.optimizer, probes=CHEAP, step=1)
+        diagnose(
+            bench.model, batches, optimizer=bench.trainer.optimizer, probes=CHEAP, step=1,
+            gate_gradients=gradients,
+        )  # fmt: skip
 
     clips = sum(map(len, bench.window))
     table = f"{bench.subject.name}, {EVERY} optimizer steps of {clips} clips"

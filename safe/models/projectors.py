@@ -58,7 +58,7 @@ class AudioProjector(nn.Module):
         """Project [B, D] finite embeddings to [B, N, H] audio tokens.
 
         Raises:
-            ModelError: wrong rank or width, or an element that is NaN or infinite.
+            ModelError: wrong rank or width, or, on a CPU, an element that is NaN or infinite.
         """
         check_embeddings(embeddings, self.audio_dim)
         flat = self.mlp(self.norm(within_range(embeddings, self.norm.weight.dtype)))
@@ -136,6 +136,9 @@ def within_range(embeddings: Tensor, dtype: torch.dtype) -> Tensor:
 def check_embeddings(embeddings: Tensor, audio_dim: int, *, local: bool = False) -> None:
     """Raise ModelError unless ``embeddings`` is finite, floating, and of the right shape.
 
+    Values that are on a GPU are not looked at: it would make the training wait for each projection.
+    :class:`~safe.models.safe_model.SAFEModel` looks at them before it moves them there.
+
     Args:
         embeddings: [B, audio_dim], or [B, M, audio_dim] when ``local``.
         audio_dim: width of an embedding.
@@ -152,8 +155,15 @@ def check_embeddings(embeddings: Tensor, audio_dim: int, *, local: bool = False)
         )
     if not embeddings.is_floating_point():
         raise ModelError(f"audio embeddings must be floating point, got {embeddings.dtype}")
-    finite = torch.isfinite(embeddings).flatten(1).all(dim=1)
+    if embeddings.device.type == "cpu":
+        check_finite(embeddings)
+
+
+def check_finite(embeddings: Tensor) -> None:
+    """Raise ModelError if a row of ``embeddings`` [B, ...] holds NaN or infinity."""
+    finite = torch.isfinite(embeddings)
     if not finite.all():
+        finite = finite.flatten(1).all(dim=1)
         bad = [i for i, good in enumerate(finite.tolist()) if not good]
         raise ModelError(
             f"audio embeddings of batch rows {bad[:8]} contain NaN or Inf; "

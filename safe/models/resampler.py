@@ -73,7 +73,7 @@ class ResamplerProjector(nn.Module):
         """Resample [B, D] or [B, M, D] finite features to [B, N, H] audio tokens.
 
         Raises:
-            ModelError: wrong rank or width, or an element that is NaN or infinite.
+            ModelError: wrong rank or width, or, on a CPU, an element that is NaN or infinite.
         """
         check_embeddings(features, self.audio_dim, local=self.local)
         x = self.norm(within_range(features, self.norm.weight.dtype))

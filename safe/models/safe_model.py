@@ -20,7 +20,7 @@ from safe.models.build_projector import build_projector
 from safe.models.fusion_adapter import FusionStack
 from safe.models.layer_output import hidden_of, replace_hidden
 from safe.models.placement import execution_device
-from safe.models.projectors import AdaptiveAudioProjector
+from safe.models.projectors import AdaptiveAudioProjector, check_finite
 
 IGNORED = -100
 """Label of a position that is not supervised."""
@@ -168,10 +168,16 @@ class SAFEModel(nn.Module):
     def audio_tokens(
         self, audio: Tensor, seconds: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Audio tokens [B, N, H] and the mask [B, N] of those in use (None: all are)."""
-        tokens = self.projector(audio.to(self.projector.norm.weight.device))
+        """Audio tokens [B, N, H] and the mask [B, N] of those in use (None: all are).
+
+        Raises:
+            ModelError: embeddings that the projector does not take, or NaN or infinity in them.
+        """
+        check_finite(audio)  # where it is: on the host nobody has to wait for that
+        tokens = self.projector(audio.to(self.projector.norm.weight.device, non_blocking=True))
         if isinstance(self.projector, AdaptiveAudioProjector) and seconds is not None:
-            return tokens, self.projector.token_mask(seconds.to(tokens.device))
+            seconds = seconds.to(tokens.device, non_blocking=True)
+            return tokens, self.projector.token_mask(seconds)
         return tokens, None
 
     def forward(
@@ -184,6 +190,9 @@ class SAFEModel(nn.Module):
         **backbone_inputs: Any,
     ) -> FusedOutput:
         """Next-token logits of the text, heard or unheard.
+
+        Audio, labels and lengths may lie on the CPU whatever the model's device is, and a GPU then
+        never has to be waited for: what is looked at here is looked at there.
 
         Args:
             input_ids: [B, T] token ids.
@@ -198,20 +207,20 @@ class SAFEModel(nn.Module):
         _check_count(input_ids, audio, seconds)
         # position 0 is that of the first token behind padding on the left, as in generate()
         first = None if attention_mask is None else attention_mask.long().cumsum(-1) <= 1
-        supervised = None if labels is None else labels[:, 1:] != IGNORED
+        supervised = None if labels is None else (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         with self.hearing(audio, seconds, first), self._head_sees(supervised):
             logits = self.backbone(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False,
                 **backbone_inputs,
             ).logits  # fmt: skip
-        if labels is None:
+        if labels is None or supervised is None:
             return FusedOutput(logits, None)
-        target = labels[:, 1:][supervised].to(logits.device)
+        target = labels[:, 1:][supervised].to(logits.device, non_blocking=True)
         return FusedOutput(logits, F.cross_entropy(logits.float(), target, reduction="sum"))
 
     @contextmanager
-    def _head_sees(self, supervised: Tensor | None) -> Iterator[None]:
-        """Give the output head [M, H], the M supervised of [B, T-1] positions (None: all).
+    def _head_sees(self, supervised: tuple[Tensor, ...] | None) -> Iterator[None]:
+        """Give the output head [M, H], the M supervised positions (rows, columns; None: all).
 
         The backbone's own forward then does to the logits what its family does (Gemma caps them).
         """
@@ -219,9 +228,13 @@ class SAFEModel(nn.Module):
             yield
             return
         head = self.backbone.get_output_embeddings()
-        handle = head.register_forward_pre_hook(
-            lambda _head, args: (args[0][:, :-1][supervised.to(args[0].device)],)
-        )
+
+        def choose(_head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            hidden = args[0]
+            rows, columns = (i.to(hidden.device, non_blocking=True) for i in supervised)
+            return (hidden[rows, columns],)
+
+        handle = head.register_forward_pre_hook(choose)
         try:
             yield
         finally:

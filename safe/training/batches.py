@@ -1,7 +1,7 @@
 """Captions as token batches: prompts, labels, length buckets."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -64,12 +64,6 @@ class Batch:
     """[B] clip lengths in seconds."""
     clip_ids: tuple[str, ...]
     """Which clips these are."""
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch with its tensors on ``device``."""
-        names = ("input_ids", "attention_mask", "labels", "audio", "seconds")
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        return replace(self, **moved)
 
     @property
     def supervised(self) -> int:

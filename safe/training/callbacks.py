@@ -34,7 +34,7 @@ class Step:
     lr: dict[str, float]
     """Learning rate used: projector, adapter."""
     gate: dict[int, float]
-    """residual_scale after the step, by fusion layer."""
+    """residual_scale during the step, by fusion layer."""
     outer_gate: float
     """Outer gate times warm-up factor during the step."""
     skipped: bool

@@ -39,8 +39,11 @@ class Term:
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
 
-    def backward(self, step: int) -> float | None:  # noqa: ARG002
-        """Add the term's gradient; its unweighted value when it was evaluated at ``step``."""
+    def backward(self, step: int) -> Tensor | None:  # noqa: ARG002
+        """Add the term's gradient; its unweighted value when it was evaluated at ``step``.
+
+        A scalar that is still on its device: the step reads all of its numbers at once.
+        """
         return None
 
     def after_step(self) -> None:
@@ -57,14 +60,14 @@ class Retention:
     def __init__(self, terms: list[Term]) -> None:
         self.terms = terms
 
-    def backward(self, step: int) -> float | None:
+    def backward(self, step: int) -> Tensor | None:
         """Add the gradient of every term that is due at ``step`` to the parameters' ``.grad``.
 
         Returns:
-            Sum of the unweighted values of these terms; None when none was due.
+            Sum of the unweighted values of these terms, a scalar; None when none was due.
         """
         values = [value for term in self.terms if (value := term.backward(step)) is not None]
-        return sum(values) if values else None
+        return _sum(values) if values else None
 
     def after_step(self) -> None:
         """To be called after every optimizer step."""
@@ -151,17 +154,17 @@ class SoftTerm(Term):
         super().__init__()
         self.model, self.sources, self.weight, self.every = model, sources, weight, every
 
-    def backward(self, step: int) -> float | None:
+    def backward(self, step: int) -> Tensor | None:
         """Add the gradient at every ``every``-th step; the KL in nats per token."""
         if step % self.every:
             return None
-        value = 0.0
+        values = []
         for source in self.sources:  # one after the other: less memory
             kl = divergence(self.model, source.draw(step, source.SIZE)) / len(self.sources)
             if kl.requires_grad:  # not while the gate is still shut
                 (self.weight * kl).backward()
-            value += kl.item()
-        return value
+            values.append(kl.detach())
+        return _sum(values)
 
 
 class FisherTerm(Term):
@@ -180,15 +183,15 @@ class FisherTerm(Term):
             self.tensors[f"fisher.{name}"] = importance
             self.tensors[f"start.{name}"] = self.parameters[name].detach().clone()
 
-    def backward(self, step: int) -> float:  # noqa: ARG002
+    def backward(self, step: int) -> Tensor:  # noqa: ARG002
         """Add the gradient; the unweighted penalty."""
-        value = 0.0
+        values = []
         for name, parameter in self.parameters.items():
             drift = parameter - self.tensors[f"start.{name}"]
             penalty = (self.tensors[f"fisher.{name}"] * drift.square()).sum()
             (self.weight * penalty).backward()
-            value += penalty.item()
-        return value
+            values.append(penalty.detach())
+        return _sum(values)
 
 
 class NullspaceTerm(Term):
@@ -215,6 +218,11 @@ class NullspaceTerm(Term):
         for name, lora in self.loras.items():
             basis = self.tensors[name]
             lora.sub_((lora @ basis) @ basis.T)
+
+
+def _sum(values: Sequence[Tensor]) -> Tensor:
+    """Sum of scalars, which may lie on several devices."""
+    return torch.stack([value.double().to(values[0].device) for value in values]).sum()
 
 
 def divergence(model: SAFEModel, batch: TextBatch) -> Tensor:

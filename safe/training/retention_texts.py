@@ -100,4 +100,5 @@ class RetentionTexts:
         texts = collate([self.prompts[i] for i in rows], [self.answers[i] for i in rows], self.pad)
         clips = rng.integers(len(self.embeddings), size=len(rows))
         audio = torch.from_numpy(np.array(self.embeddings[clips], dtype=np.float32))
-        return TextBatch(*(tensor.to(self.device) for tensor in (*texts, audio)))
+        ids, mask = (text.to(self.device, non_blocking=True) for text in texts[:2])
+        return TextBatch(ids, mask, texts[2], audio)

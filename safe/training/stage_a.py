@@ -142,7 +142,7 @@ class StageA:
         share = self._sum_over_processes(self._backward(window, tokens))
         for callback in self.callbacks:
             callback.on_gradients(self, number)
-        loss, norms = self._loss_and_norms(share)
+        loss, norms, gates, retained = self._measured(share, retention)
         lr = {
             group["name"]: group["lr"]
             for group in self.optimizer.param_groups
@@ -165,11 +165,11 @@ class StageA:
             clips=sum(len(batch) for batch in window),
             grad_norm=norms,
             lr=lr,
-            gate=self._gates(),
+            gate=gates,
             outer_gate=self.model.outer_gate.effective,
             skipped=not finite,
             skipped_clips=() if finite else self._clip_ids(window),
-            retention=retention,
+            retention=retained,
             seconds=time.perf_counter() - start,
         )
         for callback in self.callbacks:
@@ -215,11 +215,11 @@ class StageA:
         if self.in_step and len(share) < math.ceil(len(window) / processes):
             share.append((window[0], 0.0))  # a pass that only keeps step with the others
         for indices, weight in share:
-            batch = self.dataset.batch(indices).to(self.accelerator.device)
+            batch = self.dataset.batch(indices)
+            ids = batch.input_ids.to(self.accelerator.device, non_blocking=True)
             with self.accelerator.autocast():
-                output = self.model(
-                    batch.input_ids, batch.attention_mask, batch.audio, batch.labels, batch.seconds
-                )
+                # no mask: padding is on the right, and no token attends to what is behind it
+                output = self.model(ids, None, batch.audio, batch.labels, batch.seconds)
             assert output.loss is not None
             loss = weight * output.loss / tokens
             loss.backward()
@@ -235,18 +235,26 @@ class StageA:
             loss = self.accelerator.reduce(loss, "sum")
         return loss
 
-    def _loss_and_norms(self, share: Tensor) -> tuple[float, dict[str, float]]:
-        """The loss, and the norm of the whole gradient and of each group's."""
+    def _measured(
+        self, share: Tensor, retention: Tensor | None
+    ) -> tuple[float, dict[str, float], dict[int, float], float | None]:
+        """Loss, norms of all gradients and of each group's, residual_scale by layer, retention.
+
+        One transfer of all of them: for each of its own the program would wait for the device.
+        """
         groups = self.model.trainable_groups()
         grads = [[p.grad for p in g.values() if p.grad is not None] for g in groups.values()]
-        loss, *found = _numbers([share, *map(torch.nn.utils.get_total_norm, grads)])
-        return loss, {"total": math.hypot(*found), **dict(zip(groups, found, strict=True))}
-
-    def _gates(self) -> dict[int, float]:
-        """residual_scale by fusion layer."""
         blocks = self.model.fusion.blocks()
         scales = [block.residual.residual_scale.detach() for block in blocks.values()]
-        return dict(zip(blocks, _numbers(scales), strict=True))
+        terms = [] if retention is None else [retention]
+        scalars = [share, *map(torch.nn.utils.get_total_norm, grads), *scales, *terms]
+        wide = [scalar.to(share.device, torch.float64) for scalar in scalars]
+        numbers = iter(torch.stack(wide).tolist())
+        loss = next(numbers)
+        norms = {group: next(numbers) for group in groups}
+        gates = {layer: next(numbers) for layer in blocks}
+        total = {"total": math.hypot(*norms.values())}
+        return loss, total | norms, gates, next(numbers, None)
 
     def _count(self, finite: bool) -> None:
         self.position.step += 1
@@ -312,10 +320,3 @@ class StageA:
             "optim.lr_projector or model.projector.scale, or check the clips with "
             "`safe-train data check ROOT`"
         )
-
-
-def _numbers(scalars: Sequence[Tensor]) -> list[float]:
-    """Scalars, wherever they are, by one transfer: each would make its device wait."""
-    here = [scalar.to(scalars[0].device, torch.float32) for scalar in scalars]
-    found: list[float] = torch.stack(here).tolist()
-    return found

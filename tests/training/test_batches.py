@@ -159,14 +159,6 @@ def test_truncated_captions_are_counted(tokens):
     assert examples.lengths().tolist() == [6, 6, 6, 2]
 
 
-def test_batch_moves_to_a_device(tokens):
-    batch = dataset(tokens, [["a"], ["b"]]).batch([0, 1])
-    moved = batch.to(torch.device("meta"))
-    tensors = (moved.input_ids, moved.attention_mask, moved.labels, moved.audio, moved.seconds)
-    assert {t.device.type for t in tensors} == {"meta"}
-    assert moved.clip_ids == batch.clip_ids
-
-
 def test_audio_does_not_share_memory_with_the_cache(tokens):
     examples = dataset(tokens, [["a"], ["b"]])
     examples.embeddings.flags.writeable = False  # as a memory map opened for reading
