@@ -78,17 +78,28 @@ def timed_command(what: str, line: Sequence[str], goal: float, of: str, turns: i
 
 
 def params_command() -> list[Ratio]:
-    """``safe-probe params`` of a 13B model against the imports that it cannot do without."""
+    """``safe-probe params`` of a 13B model against the imports that it cannot do without.
+
+    peft imports bitsandbytes where that is installed (the extra ``quant``, and the tests'), which
+    a plain installation has not.
+    """
+    line = ["params", "--config", "phase1"]
+    plain = "import sys; sys.modules['bitsandbytes'] = None"
+    ways = {
+        "noise": (_IMPORTS, []),
+        "the same and peft": (f"{_IMPORTS}, peft", []),
+        "the same and peft, no bitsandbytes": (f"{plain}; {_IMPORTS}, peft", []),
+        "safe-probe params --config phase1": (_MAIN, line),
+        "safe-probe params --config phase1, no bitsandbytes": (f"{plain}; {_MAIN}", line),
+    }
     table = f"python -c '{_IMPORTS}'"
-    ours, noise = [], []
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(PAIRS):
         base = _spent(_IMPORTS, [])[0]
-        ours.append((_spent(_MAIN, ["params", "--config", "phase1"])[0], base))
-        noise.append((_spent(_IMPORTS, [])[0], base))
-    return [
-        _ratio(table, "noise", noise, None),
-        _ratio(table, "safe-probe params --config phase1", ours, 1.15),
-    ]
+        for name, (code, arguments) in ways.items():
+            found[name].append((_spent(code, arguments)[0], base))
+    goals = {name: 1.15 for name in ways if name.startswith("safe-probe")}
+    return [_ratio(table, name, pairs, goals.get(name)) for name, pairs in found.items()]
 
 
 def _ratio(
