@@ -73,9 +73,10 @@ def _alone(job: Job, arguments: argparse.Namespace) -> bool:
 
 def _run(job: Job, arguments: argparse.Namespace) -> bool:
     """Train a variant and write its row."""
-    from benchmarks.case_study.recordings import layout
+    from benchmarks.case_study.recordings import digest, layout
     from benchmarks.case_study.result import row_of
     from benchmarks.case_study.runs import Pieces, calibrate, train
+    from benchmarks.versions import versions
     from configs.errors import SafeError
     from safe.console import make_console, progress
     from safe.data.append_log import file_lock
@@ -100,9 +101,14 @@ def _run(job: Job, arguments: argparse.Namespace) -> bool:
     except Interrupted as stop:
         console.print(str(stop), markup=False)
         raise KeyboardInterrupt from None
-    row = row_of(variant.name, seed, run, split.unheard)
+    row = row_of(variant.name, seed, run, split.unheard) | {"made_with": versions()}
     with file_lock(output / "rows.lock"):  # another process may be preparing for long
-        _keep([*rows(arguments.results), row], arguments.results, split)
+        about = {
+            "data": digest(arguments.data),
+            "unheard": list(split.unheard),
+            "left_out_of_training": len(split.left_out),
+        }
+        _keep([*rows(arguments.results), row], arguments.results, about)
     return True
 
 
@@ -114,15 +120,11 @@ def rows(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _keep(found: list[dict[str, Any]], file: Path, split: Any) -> None:
-    from benchmarks.versions import versions
+def _keep(found: list[dict[str, Any]], file: Path, about: dict[str, Any]) -> None:
     from safe.training.durable import write_atomically
 
     order = list(VARIANTS)
     found.sort(key=lambda row: (order.index(row["variant"]), row["seed"]))
-    about = versions() | {
-        "unheard": list(split.unheard), "left_out_of_training": len(split.left_out)
-    }  # fmt: skip
     write_atomically(file, json.dumps({"about": about, "rows": found}, indent=2) + "\n")
 
 

@@ -7,6 +7,7 @@ phase transform (every frequency weighed alike: Knapp and Carter 1976) peaks of 
 """
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -119,10 +120,19 @@ def layout(root: Path, folder: Path, progress: Progress) -> tuple[HoldOut, Path]
     return split, folder
 
 
+def digest(root: Path) -> str:
+    """SHA-256 of names and contents of all manifests and sounds of ``root``."""
+    total = hashlib.sha256()
+    sounds = (file for file in (root / "audio").rglob("*") if file.is_file())
+    for file in sorted([*root.glob("*.csv"), *sounds]):
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())
+    return total.hexdigest()
+
+
 def _place(source: Path, target: Path) -> None:
     """Put a folder of sounds into a data folder, unless it is there."""
-    if target.is_symlink():  # as an earlier version made it: no data folder may link out any more
-        target.unlink()
     if not target.exists():
         partial = target.with_name("audio.partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -33,6 +33,8 @@ def row_of(name: str, seed: int, folder: Path, unheard: Collection[str]) -> Row:
         "variant": name,
         "seed": seed,
         "dtype": run.config.model.dtype,
+        "scale": run.config.model.projector.scale,
+        "gate": run.config.model.fusion.gate_init,
         "steps": run.last_step,
         "trainable": run.facts.value("parameters", "model", "trainable"),
         "cider": {"value": scores["cider"], "interval": list(scores["cider_interval"])},

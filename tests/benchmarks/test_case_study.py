@@ -1,5 +1,6 @@
 """The case study's own parts: which recordings clips share, the planted LayerNorms, its runs."""
 
+import copy
 import io
 import json
 import math
@@ -18,8 +19,9 @@ from rich.console import Console
 
 from benchmarks.case_study import runs
 from benchmarks.case_study.__main__ import RESULTS, main, rows
+from benchmarks.case_study.figure import draw
 from benchmarks.case_study.layer_norms import plant
-from benchmarks.case_study.recordings import THRESHOLD, HoldOut, choose, layout, peaks
+from benchmarks.case_study.recordings import THRESHOLD, HoldOut, choose, digest, layout, peaks
 from benchmarks.case_study.result import row_of
 from benchmarks.case_study.runs import Pieces, configured, train
 from benchmarks.case_study.table import table
@@ -92,11 +94,16 @@ def test_layout_leaves_out_what_it_says_and_stays(
         assert [(c.id, c.captions) for c in before] == [(c.id, c.captions) for c in after]
     monkeypatch.undo()  # the second call must not listen again
     assert layout(tmp_path / "gone", tmp_path / "data", lambda *_: None)[0] == split
-    shutil.rmtree(folder / "audio")
-    (folder / "audio").symlink_to(tiny_data / "audio")  # as folders were made before
-    assert layout(tiny_data, folder, lambda *_: None)[0] == split
-    assert not (folder / "audio").is_symlink()
-    assert [c.path for c in load_split(folder, "train")] == [c.path for c in kept]
+
+
+def test_the_digest_of_the_data_knows_names_and_contents(tiny_data: Path, tmp_path: Path) -> None:
+    twin = Path(shutil.copytree(tiny_data, tmp_path / "twin"))
+    assert digest(twin) == digest(tiny_data)
+    sound = next(file for file in (twin / "audio").rglob("*") if file.is_file())
+    sound.rename(sound.with_name("another"))
+    renamed = digest(twin)
+    (twin / "val.csv").write_bytes((twin / "val.csv").read_bytes() + b"\n")
+    assert len({digest(tiny_data), renamed, digest(twin)}) == 3
 
 
 # ---- the variants
@@ -125,8 +132,7 @@ def test_the_short_warm_up_is_to_scale() -> None:
     """As large a share of these runs as the seed's is of 20 epochs of AudioCaps."""
     steps = 4 * math.ceil((1200 - 307) / 16)  # clips that are left, 16 to a step
     share = flat(get_config("full"))["model.fusion.gate_warmup_steps"] / plan_run("full").steps
-    short = {name: flat(v.config) for name, v in VARIANTS.items() if name.endswith("-warm-up")}
-    del short["phase1-without-no-warm-up"], short["full-with-no-warm-up"]
+    short = {n: flat(v.config) for n, v in VARIANTS.items() if n.endswith("-short-warm-up")}
     assert len(short) == 6 and steps == 224
     for name, config in short.items():
         assert config["model.fusion.gate_warmup_steps"] == round(share * steps)
@@ -200,11 +206,33 @@ def test_a_run_and_its_row(pieces: Pieces, tmp_path: Path) -> None:
         f"| phase1 with both LayerNorms | 1 | {row['dtype']} |" in text
         and f"| {row['verdict']} |" in text
     )
+    assert (row["scale"], row["gate"]) == (10.0, 0.3)
     row["after"]["influence"], row["before"]["contribution"] = None, {}
     assert table([row]).count("not measured") == 2
     # an interrupted run goes on with its LayerNorms, a finished one is only scored again
     assert train(variant, 0, pieces, tmp_path, console) == folder
     assert json.loads((folder / "evaluation.json").read_text()) == evaluation
+
+
+def test_seeds_of_one_variant_share_a_line() -> None:
+    first = next(row for row in rows(RESULTS) if row["variant"] == "phase1")
+    second = copy.deepcopy(first) | {"seed": 1}
+    first["before"] |= {"root": "SP105", "findings": ["SP104", "SP105"]}
+    second["before"] |= {"root": "SP105", "findings": ["SP105"]}
+    first["after"] |= {"root": None, "findings": [], "influence": 1.0}
+    second["after"] |= {"root": None, "findings": [], "influence": 3.0}
+    line = table([first, second]).splitlines()[-1]
+    assert "| **SP105**, SP104 (1 of 2) | fine |" in line
+    assert line.endswith("| 2.00 (1.00 to 3.00) |")
+
+
+def test_the_figure_is_drawn_of_what_there_is(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    draw(rows(RESULTS), tmp_path / "all.png")
+    draw(rows(RESULTS)[:2], tmp_path / "two.png")
+    heights = [imread(tmp_path / name).shape[0] for name in ("all.png", "two.png")]
+    assert heights[0] > 2 * heights[1]
 
 
 def test_a_calibrated_run_takes_what_was_proposed(pieces: Pieces, tmp_path: Path) -> None:

@@ -173,14 +173,26 @@ REFUSED = (
     _causal("stablelm", "StableLm", TEXT, qk_layernorm=True),
     _causal("gpt_oss", "GptOss", TEXT, head_dim=8),
     _causal("qwen3_next", "Qwen3Next", TEXT),
-    _sees("paligemma", "PaliGemma", lambda: {
-        "vision_config": _siglip(projection_dim=32), "projection_dim": 32,
-        "text_config": hf.GemmaConfig(**TEXT, head_dim=8), "image_token_index": IMAGE,
-    }),
-    _sees("paligemma on gemma2", "PaliGemma", lambda: {
-        "vision_config": _siglip(projection_dim=32), "projection_dim": 32,
-        "text_config": hf.Gemma2Config(**_GEMMA2), "image_token_index": IMAGE,
-    }),
+    _sees(
+        "paligemma",
+        "PaliGemma",
+        lambda: {
+            "vision_config": _siglip(projection_dim=32),
+            "projection_dim": 32,
+            "text_config": hf.GemmaConfig(**TEXT, head_dim=8),
+            "image_token_index": IMAGE,
+        },
+    ),
+    _sees(
+        "paligemma on gemma2",
+        "PaliGemma",
+        lambda: {
+            "vision_config": _siglip(projection_dim=32),
+            "projection_dim": 32,
+            "text_config": hf.Gemma2Config(**_GEMMA2),
+            "image_token_index": IMAGE,
+        },
+    ),
     Family("gpt2", lambda: hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=32, n_layer=4, n_head=2))),
     Family("t5", lambda: hf.T5ForConditionalGeneration(hf.T5Config(d_model=16, num_layers=1))),
 )
