@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from configs.errors import CheckpointError
 from safe.checkpoint_manifest import Manifest, verify, write_manifest
 from safe.training.durable import TEMP, fsync_path, fsync_tree, temp_beside
-from safe.training.locks import FileLock, process_alive, try_lock
+from safe.training.locks import FileLock, another_alive, try_lock
 
 __all__ = [
     "KEEP",
@@ -276,7 +276,7 @@ def _abandoned(temp: Path) -> bool:
         lock = try_lock(temp)
     except OSError:
         pid = temp.name.rpartition("-")[2]
-        return pid.isdigit() and (int(pid) == os.getpid() or not process_alive(int(pid)))
+        return pid.isdigit() and not another_alive(int(pid))
     if lock is None:
         return False
     lock.release()

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from safe.training.locks import process_alive
+from safe.training.locks import another_alive
 
 TEMP = ".tmp-"
 """What the name of everything begins with that is not finished."""
@@ -59,7 +59,7 @@ def sweep_files(folder: Path) -> None:
     """Remove what `write_atomically` left in a folder when its process was killed."""
     for temp in folder.glob(f"{TEMP}*"):
         writer = temp.name.rpartition("-")[2]
-        if writer.isdecimal() and temp.is_file() and not process_alive(int(writer)):
+        if writer.isdecimal() and temp.is_file() and not another_alive(int(writer)):
             temp.unlink(missing_ok=True)
 
 

@@ -46,8 +46,14 @@ def try_lock(path: Path) -> FileLock | None:
     return FileLock(descriptor)
 
 
-def process_alive(pid: int) -> bool:
-    """Return whether a process with this number runs on this machine."""
+def another_alive(pid: int) -> bool:
+    """Return whether another process than this one runs under this number on this machine.
+
+    Our own number on something left behind is that of a dead process: inside a container the
+    trainer is often number 7 every time.
+    """
+    if pid == os.getpid():
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs.errors import CheckpointError
 from configs.json_files import read_json
-from safe.training.locks import FileLock, process_alive, try_lock
+from safe.training.locks import FileLock, another_alive, try_lock
 
 LOCK_NAME = "run.lock"
 
@@ -58,7 +58,7 @@ class RunLock:
         pid, host = _read_owner(self._path)
         if not isinstance(pid, int):
             return False
-        return host != socket.gethostname() or (pid != os.getpid() and process_alive(pid))
+        return host != socket.gethostname() or another_alive(pid)
 
 
 def _read_owner(path: Path) -> tuple[int | str, str]:

@@ -157,12 +157,17 @@ def test_what_a_killed_process_was_writing_is_swept(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "a"
     gone = subprocess.Popen(["true"])
     gone.wait()
-    left = [path / f".tmp-report.json-{gone.pid}", path / "captions" / f".tmp-x.jsonl-{gone.pid}"]
-    kept = [path / f".tmp-report.json-{os.getpid()}", path / ".tmp-probes.jsonl"]
+    captions = path / "captions"
+    left = [
+        path / f".tmp-report.json-{gone.pid}",
+        captions / f".tmp-x.jsonl-{gone.pid}",
+        path / f".tmp-a-{os.getpid()}",
+    ]  # of a dead one that had our number, as in a container
+    kept = [path / f".tmp-report.json-{os.getppid()}", path / ".tmp-probes.jsonl"]
     for file in [*left, *kept]:
         file.touch()
     RunDirectory.open(path).close()
-    assert [file.exists() for file in left] == [False, False]
+    assert [file.exists() for file in left] == [False, False, False]
     assert [file.exists() for file in kept] == [True, True]
 
 
