@@ -19,11 +19,14 @@ FIXES: dict[str, tuple[str, ...]] = {
     "rates": ("optim.lr_projector", "optim.lr_adapter", "retention.variant"),
 }  # fmt: skip
 """The five fixes of Phase 1, each by the values it changes. Source: seed, sections 1 to 5."""
-MAIN = (
-    "full-short-warm-up", "full-with-capacity-short-warm-up", "full-with-gate-short-warm-up",
-    "phase1", "phase1-without-scale", "calibrated",
-)  # fmt: skip
-"""What the conclusions rest on: these are run with three seeds, all others with one."""
+SEEDS: dict[str, tuple[int, ...]] = {
+    "phase1": (0, 1, 2), "phase1-float32": (1, 2), "phase1-without-scale": (0, 1, 2),
+    "full-short-warm-up": (0, 1, 2), "full-with-capacity-short-warm-up": (0, 1, 2),
+    "full-with-gate-short-warm-up": (0, 1, 2), "calibrated": (0, 1, 2),
+    "calibrated-float32": (1, 2),
+}  # fmt: skip
+"""Of the variants that the conclusions rest on; all others are run with seed 0."""
+_FLOAT32 = {"model.dtype": "float32", "optim.precision": "no"}
 SHORT_WARMUP = {"model.fusion.gate_warmup_steps": 57}
 """The share of 224 steps that the seed's 2,000 are of 7,800 (AudioCaps, 20 epochs of 128 clips)."""
 _SKIP = {"model.fusion.skip_first_token": True}
@@ -50,7 +53,7 @@ class Variant:
     @property
     def seeds(self) -> tuple[int, ...]:
         """Seeds that it is run with."""
-        return (0, 1, 2) if self.name in MAIN else (0,)
+        return SEEDS.get(self.name, (0,))
 
     @property
     def config(self) -> RunConfig:
@@ -92,6 +95,7 @@ VARIANTS: dict[str, Variant] = {
     for variant in (
         Variant("full", "baseline (full)", base="full"),
         Variant("phase1", "phase1, all five fixes"),
+        Variant("phase1-float32", "phase1 in float32", values=_FLOAT32),
         *map(_without, FIXES),
         *map(_with, FIXES),
         _with("rates", "no warm-up"),
@@ -99,6 +103,7 @@ VARIANTS: dict[str, Variant] = {
         *(_warmed_up(_with(fix)) for fix in FIXES if fix != "no warm-up"),
         _warmed_up(Variant("phase1", "phase1")),
         Variant("calibrated", "phase1, calibrated", calibrated=True),
+        Variant("calibrated-float32", "calibrated in float32", values=_FLOAT32, calibrated=True),
         Variant("layer-norms", "phase1 with both LayerNorms", layer_norms=True),
         Variant("resampler", "resampler, calibrated", values=_RESAMPLER, calibrated=True),
         Variant(
