@@ -4,8 +4,11 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+from configs.errors import ConfigError
 from configs.schema import EMBEDDED, SYNTHETIC, RunConfig
-from safe.models.backbones import weights_available
+from safe.data.manifests import load_split
+from safe.models.audio_encoders.load import check_audio_encoder
+from safe.models.backbones import check_backbone, weights_available
 from safe.models.hub import looks_like_folder
 from safe.plugins import BACKBONES, ENCODERS
 
@@ -47,6 +50,41 @@ def use_what_is_here(config: RunConfig, explicit: Collection[str]) -> tuple[RunC
         )
         data = replace(data, root=SYNTHETIC)
     return replace(config, model=model, data=data), lines
+
+
+def refuse_stand_ins(asked: RunConfig, here: RunConfig) -> None:
+    """Raise ConfigError where `use_what_is_here` has made ``here`` of ``asked``, and they differ.
+
+    For a job: nobody is there to read the note, and hours of it would be spent on a toy.
+    """
+    pieces = (
+        ("--backbone", asked.model.backbone, here.model.backbone),
+        ("--audio-encoder", asked.model.audio_encoder, here.model.audio_encoder),
+        ("--data", asked.data.root, here.data.root),
+    )
+    missing = [piece for piece in pieces if piece[1] != piece[2]]
+    if missing:
+        raise ConfigError(
+            f"missing here: {', '.join(f'{option} {name}' for option, name, _ in missing)}; a "
+            "SLURM job does not train with embedded pieces in their place; name others by "
+            "these options, or ask for the embedded ones: "
+            + " ".join(f"{option} {name}" for option, _, name in missing)
+        )
+
+
+def check_pieces(config: RunConfig) -> None:
+    """Look for everything a start needs, without loading it: manifests, files, folders.
+
+    Raises:
+        DataError: no data folder, no manifest of a split, or one with a bad row.
+        ModelError: see `check_audio_encoder` and `check_backbone`.
+    """
+    data = config.data
+    if data.root != SYNTHETIC:
+        for split in (data.train_split, data.eval_split, data.test_split):
+            load_split(data.root, split)
+    check_audio_encoder(config.model.audio_encoder)
+    check_backbone(config.model.backbone)
 
 
 def absolute_paths(config: RunConfig) -> RunConfig:

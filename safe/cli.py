@@ -8,7 +8,6 @@ import json
 import os
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from configs.errors import ConfigError, SafeError, unknown
 from configs.model_configs import CONFIGS
 from configs.plain_text import plain, plain_lines
 from safe.data_commands import add_commands
-from safe.slurm import join_step
+from safe.slurm import in_job, is_first, join_step
 from safe.training.interrupt import EXIT_INTERRUPTED, Interrupted, ignore_signals
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         join_step()
         parser, commands = _parser()
         if words and not words[0].startswith("-") and words[0] not in commands:
-            raise ConfigError(unknown("config", words[0], commands))
+            raise ConfigError(unknown("config or command", words[0], commands))
         arguments = parser.parse_args(words)
         arguments.words = words
         code: int = arguments.run(arguments)
@@ -67,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         if argv is None:  # a process of ours: a late signal must not take its exit code away
             ignore_signals()
-        if os.environ.get("RANK", "0") == "0":
+        if is_first():
             print(plain(str(stop)), file=sys.stderr)
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
@@ -96,28 +95,36 @@ def _train(arguments: argparse.Namespace) -> int:
         folder = arguments.resume.resolve()  # now: `latest` may point elsewhere when we are done
         return _finish(lambda: resume(folder, launch, watchers), launch, folder)
     config, explicit = _config(arguments)
-    config = _prepare(config, explicit, console)
+    config = _prepare(config, explicit, console, job=in_job())
     return _finish(lambda: start(config, explicit, launch, watchers), launch)
 
 
 def _submit(arguments: argparse.Namespace) -> int:
     """Queue the same command as a job; what can be found out before is found out now."""
-    from safe.slurm_launcher import submit, without_slurm
-    from safe.training.run_directory import check_new_run
+    from safe.slurm_launcher import claimed, submit, without_slurm
 
     words = without_slurm(arguments.words)
     if arguments.resume:
         _refuse_changes(arguments)
         run = arguments.resume.resolve()
+        print(submit(words, run, arguments.slurm))
     else:
-        _config(arguments)
-        name = arguments.name or f"{arguments.command}-{time.strftime('%Y%m%d-%H%M%S')}"
-        check_new_run(arguments.output, name)
-        run = arguments.output / name
-        words += [] if arguments.name else ["--name", name]
-    print(submit(words, run, arguments.slurm))
+        _check_start(arguments)
+        with claimed(arguments.output, arguments.name, arguments.command) as run:
+            words += [] if arguments.name else ["--name", run.name]
+            print(submit(words, run, arguments.slurm))
     print(f"follow it: safe-probe watch {shlex.quote(str(run))}")
     return 0
+
+
+def _check_start(arguments: argparse.Namespace) -> None:
+    """Raise what a start on this machine would raise, as far as that is known without loading."""
+    from safe.available import check_pieces
+    from safe.console import make_console
+    from safe.training.launch import require_tracker
+
+    require_tracker(arguments.track)
+    check_pieces(_prepare(*_config(arguments), make_console(), job=True))
 
 
 def _watchers(arguments: argparse.Namespace) -> "list[Callback]":
@@ -169,15 +176,18 @@ def _report(folder: Path, console: Any) -> int:
     return 1 if verdict.decision.name == "BLOCKED" else 0
 
 
-def _prepare(config: "RunConfig", explicit: frozenset[str], console: Any) -> "RunConfig":
-    """Replace what is not on this machine, and say so."""
-    from safe.available import absolute_paths, use_what_is_here
+def _prepare(
+    config: "RunConfig", explicit: frozenset[str], console: Any, *, job: bool
+) -> "RunConfig":
+    """Replace what is not on this machine, and say so; for a SLURM job that is an error."""
+    from safe.available import absolute_paths, refuse_stand_ins, use_what_is_here
 
-    config, notes = use_what_is_here(config, explicit)
-    config = absolute_paths(config)
+    here, notes = use_what_is_here(config, explicit)
     for note in notes:
         console.print(f"note: {note}", markup=False)
-    return config
+    if job:
+        refuse_stand_ins(config, here)
+    return absolute_paths(here)
 
 
 def _refuse_changes(arguments: argparse.Namespace) -> None:

@@ -1,6 +1,5 @@
 """What a person sees while something runs: rich in a terminal, plain lines elsewhere."""
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from rich.text import Text
 from typing_extensions import override
 
 from configs.plain_text import plain_lines
+from safe.slurm import is_first
 
 _PLAIN_SECONDS = 10.0
 """Least time between two plain progress lines."""
@@ -50,10 +50,9 @@ class PlainConsole(Console):
 def make_console(*, quiet: bool = False) -> Console:
     """A console for standard output; without colour or cursor tricks when that is no terminal.
 
-    Silent in all processes of a distributed run but the first, which torchrun numbers in RANK.
+    Silent in all processes of a distributed run but the first.
     """
-    secondary = os.environ.get("RANK", "0") != "0"
-    return PlainConsole(quiet=quiet or secondary, soft_wrap=True)
+    return PlainConsole(quiet=quiet or not is_first(), soft_wrap=True)
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""What plain `srun` tells its tasks, in the words of torchrun, which torch and accelerate read."""
+"""What SLURM and launchers tell a process by its environment, before torch is there.
+
+What plain `srun` tells its tasks is put in the words of torchrun, which torch and accelerate read.
+"""
 
 import os
 import re
@@ -34,6 +37,16 @@ def join_step(environment: MutableMapping[str, str] = os.environ) -> None:
     environment["LOCAL_RANK"] = str(_number(environment, "SLURM_LOCALID"))
     environment["WORLD_SIZE"] = str(tasks)
     environment["RANK"] = str(rank)
+
+
+def is_first() -> bool:
+    """Whether this is process 0 of a run, the one that talks, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def in_job() -> bool:
+    """Whether this process belongs to a SLURM job."""
+    return "SLURM_JOB_ID" in os.environ
 
 
 def first_host(nodes: str) -> str:

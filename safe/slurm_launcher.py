@@ -7,13 +7,16 @@ that is preempted or runs into its time limit saves, is queued again and goes on
 import math
 import os
 import re
+import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import ConfigError, unknown
+from safe.training.run_directory import check_new_run, make_folder
 
 if TYPE_CHECKING:
     import submitit
@@ -29,6 +32,45 @@ _FURTHER = ("reservation",)
 """What submitit passes on to sbatch without knowing it."""
 _WARNING_SECONDS = 300
 """How long before the limit SLURM sends its signal; a save takes seconds."""
+_JOBS = "jobs"
+"""The folder beside the runs that has a folder per run which was queued."""
+
+
+@contextmanager
+def claimed(output: Path, name: str | None, config_name: str) -> Iterator[Path]:
+    """Give a new run's name to one job, by its folder; free again when the job is not queued.
+
+    The job makes the run's folder when it starts, perhaps days later; until then, nothing else
+    says that the name is taken.
+
+    Args:
+        output: folder of runs.
+        name: of the run; by default the config's name with date and time, always a new one.
+        config_name: the config's name.
+
+    Yields:
+        Folder of the run, not made.
+
+    Raises:
+        ConfigError: the name is not usable, or has a run or a job already.
+    """
+    check_new_run(output, name)
+    jobs = output / _JOBS
+    jobs.mkdir(parents=True, exist_ok=True)
+    try:
+        folder = make_folder(jobs, name, config_name)
+    except FileExistsError:
+        raise ConfigError(
+            f"run {output / str(name)} was given to a job already, which writes into "
+            f"{jobs / str(name)}; choose another name, or, when no such job is queued any more "
+            f"(squeue --name {name}), delete {jobs / str(name)}"
+        ) from None
+    try:
+        check_new_run(output, folder.name)  # a name with the time may be a run's, too
+        yield output / folder.name
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # made a moment ago, so nothing is lost
+        raise
 
 
 def submit(words: Sequence[str], run: Path, options: str, *, local: bool = False) -> str:
@@ -42,7 +84,8 @@ def submit(words: Sequence[str], run: Path, options: str, *, local: bool = False
         local: run it on this machine in a process of its own instead.
 
     Raises:
-        ConfigError: submitit or sbatch is not there, or an option is unknown or no number.
+        ConfigError: submitit or sbatch is not there, an option is unknown or no number, or sbatch
+            refuses the job.
     """
     settings = parsed(options)
     try:
@@ -52,14 +95,18 @@ def submit(words: Sequence[str], run: Path, options: str, *, local: bool = False
             "--slurm needs submitit, which is not installed: pip install 'safe-probe[slurm]'; or "
             "use sbatch scripts/phase1_training.sh"
         ) from None
-    folder = (run.parent / "jobs" / run.name).resolve()
+    folder = (run.parent / _JOBS / run.name).resolve()
     executor: submitit.Executor
     if local:
         executor = submitit.LocalExecutor(folder)
         executor.update_parameters(timeout_min=60)
     else:
         executor = _slurm_executor(folder, run.name, settings)
-    job = executor.submit(Training(), list(words), str(run.resolve()))
+    try:
+        job = executor.submit(Training(), list(words), str(run.resolve()))
+    except RuntimeError as error:  # submitit's, with what sbatch said
+        said = " ".join(str(error).split())
+        raise ConfigError(f"--slurm {options}: the job was not queued: {said}") from None
     return f"submitted job {job.job_id} for {run}; it writes into {folder}"
 
 
@@ -126,10 +173,15 @@ class Training:
     """What a job does; it is written to the job's folder, and made anew when it is queued again."""
 
     def __call__(self, words: list[str], run: str) -> int:
-        """Train, or go on; a run that was stopped is queued again. The exit code of safe-train."""
+        """Train, or go on; a run that was stopped is queued again. The exit code of safe-train.
+
+        Only a job that was queued again goes on with a run that is there: it is its own. What
+        another command has made under this name meanwhile is an error of `safe-train`.
+        """
         from safe.cli import main
 
-        if (Path(run) / "config.json").exists() and "--resume" not in words:
+        again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        if again and (Path(run) / "config.json").exists() and "--resume" not in words:
             words = going_on(words, run)
         code = main(words)
         if code == 3 and os.environ.get("SLURM_PROCID", "0") == "0":

@@ -37,6 +37,7 @@ def pytest_configure() -> None:
     settings.load_profile("house")
     stay_here()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # below nohup, all would ignore it
+    os.environ.pop("SLURM_JOB_ID", None)  # a test says itself when it is a job
 
 
 @pytest.fixture(autouse=True)

@@ -59,9 +59,10 @@ def test_list_and_show_print_every_config() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["phas1"], "ConfigError: unknown config 'phas1'; did you mean 'phase1'? known: demo, "),
-        (["evalute", "runs/latest"], "ConfigError: unknown config 'evalute'; did you mean "
-         "'evaluate'? known: "),
+        (["phas1"], "ConfigError: unknown config or command 'phas1'; did you mean 'phase1'? "
+         "known: demo, full, phase1, phase2, evaluate, "),
+        (["evalute", "runs/latest"], "ConfigError: unknown config or command 'evalute'; did you "
+         "mean 'evaluate'? known: "),
         (["show", "phas1"], "ConfigError: unknown config 'phas1'; did you mean 'phase1'? known: "),
         (["show", "demo", "--set", "optim.lr_projectr=1"], "ConfigError: unknown key "
          "'optim.lr_projectr'; did you mean 'optim.lr_projector'?"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from configs.errors import ModelError
-from safe.fetch import is_fetched
+from safe.fetch import fetched_path, is_fetched
 from safe.models.digest import file_digest
 from safe.models.hub import (
     EMBEDDED,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Backbone",
     "backbone_from_causal_lm",
+    "check_backbone",
     "hidden_of",
     "load_backbone",
     "meta_backbone",
@@ -221,6 +222,20 @@ def weights_available(name: str) -> bool:
         folder = EMBEDDED / "backbone" if name == "embedded" else Path(name).expanduser()
         return (folder / "config.json").is_file() and bool(weight_files(folder))
     return cached_folder(name) is not None
+
+
+def check_backbone(name: str) -> None:
+    """Look for a backbone's files without opening them, as ``load_backbone(name)`` would.
+
+    A hub name passes, since it can be downloaded, and so does what another package adds.
+
+    Raises:
+        ModelError: no such folder, no weights or not all of them in it, or SmolLM2 not fetched.
+    """
+    if name == "smollm2":
+        fetched_path(name)
+    elif name not in BACKBONES.builtin + BACKBONES.names() and looks_like_folder(name):
+        check_shards(name, model_folder(name, _ways_out(name)))
 
 
 def _ways_out(name: str) -> str:

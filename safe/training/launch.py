@@ -42,7 +42,7 @@ def engine(config: RunConfig, launch: Launch) -> tuple[RunConfig, Accelerator]:
         ConfigError: the tracker asked for is not installed, the device is not there, or several
             processes would each spread the backbone over all GPUs.
     """
-    _require_tracker(launch.track)
+    require_tracker(launch.track)
     _choose_gpu(launch.device)
     cpu = launch.device == "cpu"
     state = PartialState(cpu=cpu, timeout=_PATIENCE)
@@ -95,8 +95,8 @@ def _choose_gpu(device: str) -> None:
         torch.cuda.set_device(int(index))
 
 
-def _require_tracker(name: str | None) -> None:
-    """Accelerate drops a tracker that is not installed without a word; we do not."""
+def require_tracker(name: str | None) -> None:
+    """Raise ConfigError for a tracker that is not installed; accelerate drops it without a word."""
     available = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
     if name is not None and not available[name]():
         raise ConfigError(

@@ -59,7 +59,10 @@ class RunDirectory:
         output_root = Path(output_root)
         with _readable_errors("cannot create a run folder in", output_root):
             output_root.mkdir(parents=True, exist_ok=True)
-            path = _make_folder(output_root, name, str(config.get("name", "run"))).resolve()
+            try:
+                path = make_folder(output_root, name, str(config.get("name", "run"))).resolve()
+            except FileExistsError:
+                raise _taken(output_root / str(name)) from None
             try:
                 _write_config(path, config)
                 return cls._take(path)
@@ -254,19 +257,22 @@ def _taken(path: Path) -> ConfigError:
     return ConfigError(f"run {path} exists already; go on with --resume, or choose another name")
 
 
-def _make_folder(output_root: Path, name: str | None, config_name: str) -> Path:
+def make_folder(root: Path, name: str | None, config_name: str) -> Path:
+    """Make a folder in ``root``, for one process alone: ``name``, or the config's with the time.
+
+    Raises:
+        ConfigError: the name is not usable for a run.
+        FileExistsError: the name that was given is there.
+    """
     if name is not None:
         _check_name(name)
-        try:
-            (output_root / name).mkdir()
-        except FileExistsError:
-            raise _taken(output_root / name) from None
-        return output_root / name
+        (root / name).mkdir()
+        return root / name
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", config_name).strip("-._")[:60] or "run"
     count = 1
     while True:
-        path = output_root / (f"{stem}-{now}" if count == 1 else f"{stem}-{now}-{count}")
+        path = root / (f"{stem}-{now}" if count == 1 else f"{stem}-{now}-{count}")
         try:
             path.mkdir()
         except FileExistsError:

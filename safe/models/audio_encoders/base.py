@@ -13,6 +13,8 @@ EMBEDDING_WIDTH = 512
 CENTER_CROP = "center"
 """The one crop rule: of a clip longer than max_seconds, the middle max_seconds are heard (the
 start is rounded down to a sample). Nothing is random."""
+WAYS_OUT = "give --audio-encoder hf:FOLDER, aisfx (after `safe-train fetch aisfx`) or embedded"
+"""What to do about a CLAP that is not there or cannot be loaded."""
 
 
 class AudioEncoder(Protocol):

@@ -36,8 +36,7 @@ def open_checkpoint(path: Path, parts: tuple[str, ...]) -> dict[str, Tensor]:
 
 def open_in(child: Child, path: Path, parts: tuple[str, ...]) -> dict[str, Tensor]:
     """Do what `open_checkpoint` does, in a child that is there already."""
-    if not path.is_file():  # a device would be read for ever
-        raise ModelError(f"no checkpoint {path}")
+    require_checkpoint(path)
     size = path.stat().st_size
     with tempfile.TemporaryDirectory(prefix="safe-probe-") as folder:
         target = Path(folder, "checkpoint.safetensors")
@@ -54,6 +53,12 @@ def open_in(child: Child, path: Path, parts: tuple[str, ...]) -> dict[str, Tenso
             return load_file(target)
         except (ChildFailed, SafetensorError, OSError) as error:
             raise _unsafe(path, error) from error
+
+
+def require_checkpoint(path: Path) -> None:
+    """Raise ModelError where there is no regular file: a device would be read for ever."""
+    if not path.is_file():
+        raise ModelError(f"no checkpoint {path}")
 
 
 def _unsafe(path: Path, reason: object) -> ModelError:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import ClapAudioConfig, ClapAudioModelWithProjection, ClapFeatureExtractor
 
 from configs.errors import ModelError
-from safe.models.audio_encoders.base import EMBEDDING_WIDTH, FrozenEncoder
+from safe.models.audio_encoders.base import EMBEDDING_WIDTH, WAYS_OUT, FrozenEncoder
 from safe.models.audio_encoders.local import in_order_of_time
 from safe.models.digest import file_digest
 from safe.models.hub import (
@@ -20,8 +20,6 @@ from safe.models.hub import (
     quiet_transformers,
     weight_files,
 )
-
-_WAYS_OUT = "give --audio-encoder hf:FOLDER, aisfx (after `safe-train fetch aisfx`) or embedded"
 
 
 class TransformersClap(FrozenEncoder):
@@ -42,7 +40,7 @@ class TransformersClap(FrozenEncoder):
     """
 
     def __init__(self, name: str, where: str) -> None:
-        folder = model_folder(where, _WAYS_OUT)
+        folder = model_folder(where, WAYS_OUT)
         extractor, model = _load(name, folder)
         seconds = extractor.nb_max_samples / extractor.sampling_rate
         # A folder may move: its own name is enough beside the hash of what lies in it.
@@ -95,15 +93,13 @@ def _load(name: str, folder: Path) -> tuple[ClapFeatureExtractor, ClapAudioModel
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"{name}: not a CLAP that can be loaded ({reason}); {_WAYS_OUT}"
-        ) from error
+        raise ModelError(f"{name}: not a CLAP that can be loaded ({reason}); {WAYS_OUT}") from error
     audio = ("audio_model.", "audio_projection.")  # the rest of a whole CLAP is its text half
     unknown = [key for key in info["unexpected_keys"] if key.startswith(audio)]
     for problem, keys in (("lacks", info["missing_keys"]), ("has unknown", unknown)):
         if keys:
             some = ", ".join(sorted(keys)[:3])
-            raise ModelError(f"{name}: {folder} {problem} audio weights: {some}, ...; {_WAYS_OUT}")
+            raise ModelError(f"{name}: {folder} {problem} audio weights: {some}, ...; {WAYS_OUT}")
     if model.config.projection_dim != EMBEDDING_WIDTH:
         raise ModelError(
             f"{name}: embeddings of width {model.config.projection_dim}: must be {EMBEDDING_WIDTH}"

@@ -1,11 +1,15 @@
 """From the name of an audio encoder to the encoder; each kind is imported when it is asked for."""
 
+from pathlib import Path
+
 import torch
 
 from configs.errors import ModelError, did_you_mean
-from safe.models.audio_encoders.base import AudioEncoder, FrozenEncoder
+from safe.fetch import fetched_path
+from safe.models.audio_encoders.base import WAYS_OUT, AudioEncoder, FrozenEncoder
+from safe.models.audio_encoders.checkpoint import require_checkpoint
 from safe.models.audio_encoders.local import Features, LocalFeatures
-from safe.models.hub import EMBEDDED
+from safe.models.hub import EMBEDDED, check_shards, looks_like_folder, model_folder
 from safe.plugins import ENCODERS
 
 
@@ -32,6 +36,7 @@ def load_audio_encoder(name: str) -> FrozenEncoder:
         ModelError: another name, or the weights are missing or do not fit.
         PluginError: another package's encoder is none.
     """
+    check_audio_encoder(name)
     kind, _, where = name.partition(":")
     if name == "aisfx":
         from safe.models.audio_encoders.aisfx import AiSFX
@@ -41,25 +46,44 @@ def load_audio_encoder(name: str) -> FrozenEncoder:
         from safe.models.audio_encoders.clap import TransformersClap
 
         return TransformersClap(name, str(EMBEDDED / "clap"))
-    if kind == "hf" and where:
+    if kind == "hf":
         from safe.models.audio_encoders.clap import TransformersClap
 
         return TransformersClap(name, where)
-    if kind == "laion-clap" and where:
+    if kind == "laion-clap":
         from safe.models.audio_encoders.laion import LaionClap
 
         return LaionClap(name, where)
-    if name == "laion-clap":
+    return _added(kind, name)
+
+
+def check_audio_encoder(name: str) -> None:
+    """Look for an audio encoder's files without opening them.
+
+    A hub name passes, since it can be downloaded, and so does what another package adds.
+
+    Raises:
+        ModelError: an unknown name, no such file or folder, or aiSFX not fetched.
+    """
+    kind, _, where = name.partition(":")
+    if name == "aisfx":
+        fetched_path(name)
+    elif kind == "hf" and where:
+        if looks_like_folder(where):
+            check_shards(name, model_folder(where, WAYS_OUT))
+    elif kind == "laion-clap" and where:
+        require_checkpoint(Path(where).expanduser())
+    elif name == "laion-clap":
         raise ModelError(
             "audio encoder laion-clap needs a checkpoint: laion-clap:CHECKPOINT.pt (a file such as "
             "630k-audioset-best.pt), or use hf:laion/clap-htsat-unfused, aisfx or embedded"
         )
-    added = ENCODERS.names()
-    if kind in added:
-        return _added(kind, name)
-    hint = did_you_mean(kind, ENCODERS.builtin + added)
-    known = ("embedded", "aisfx", "laion-clap:CHECKPOINT", "hf:FOLDER_OR_HUB_NAME", *added)
-    raise ModelError(f"unknown audio encoder {name!r}{hint}; known: {', '.join(known)}")
+    elif name != "embedded" and kind not in ENCODERS.names():
+        hint = did_you_mean(kind, ENCODERS.builtin + ENCODERS.names())
+        known = ("embedded", "aisfx", "laion-clap:CHECKPOINT", "hf:FOLDER_OR_HUB_NAME")
+        raise ModelError(
+            f"unknown audio encoder {name!r}{hint}; known: {', '.join(known + ENCODERS.names())}"
+        )
 
 
 def _added(kind: str, name: str) -> FrozenEncoder:
