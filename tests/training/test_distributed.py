@@ -42,8 +42,9 @@ gradients, which magnifies the difference)."""
 PROBE_TOLERANCE = 1e-2
 """Of a measured value, relative or of its unit; measured: 2.5e-3 for the slopes by finite
 differences, 9e-6 for all others."""
-FIRST_TOLERANCE = 1e-6
-"""The same before the first step; measured: equal to the bit, or 3e-8 as memory happens to lie."""
+FIRST_TOLERANCE = 1e-5
+"""The same before the first step; measured: equal to the bit on one processor, 1.2e-6 on another,
+whose kernels add in an order that depends on where memory lies."""
 MAGNIFIES = ("slope_mismatch", "changed_logits")
 """Statistics that make a last bit larger: a difference of close numbers, divided by a small one;
 a count of logits that differ at all."""
