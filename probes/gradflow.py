@@ -201,10 +201,12 @@ class _Run:
                     gradient = entry.owned.parameter.grad
                     if gradient is not None:
                         moved = _moved(entry.owned.parameter, before)
-                        inner = (moved * gradient.to(moved.dtype)).sum(dtype=torch.float64)
-                        entry.fresh = _Fresh(
-                            precise_norm(gradient), precise_norm(moved), -float(inner)
-                        )
+                        update = precise_norm(moved)
+                        # in place, and float64 over the rows only: with a copy for the product and
+                        # one of it in float64, this line was the memory that a training needs
+                        rows = moved.mul_(gradient).sum(-1)
+                        inner = float(rows.sum(dtype=torch.float64))
+                        entry.fresh = _Fresh(precise_norm(gradient), update, -inner)
         except Exception:  # an optimizer that cannot step without its memory is not measured
             for entry in self.trainable:
                 entry.fresh = None

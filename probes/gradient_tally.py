@@ -26,7 +26,11 @@ class GradientTally:
         """Sum over batches of ||gradient - mean||^2 (Welford)."""
 
     def add(self, gradient: Tensor | None, scale: float = 1.0) -> None:
-        """Add the gradient of the next batch, which was multiplied by ``scale``; it is copied."""
+        """Add the gradient of the next batch, which was multiplied by ``scale``.
+
+        It is copied: autograd may give one storage to two parameters (that of a sum of two views),
+        so whoever changed the gradient of one would change the other's.
+        """
         if gradient is None:
             self.norms.append(0.0)
             delta = None if self.mean is None else -self.mean

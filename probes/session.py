@@ -162,6 +162,7 @@ class Session:
             loss.backward()
         finally:
             self._in_backward = False
+            torch.clear_autocast_cache()  # the graph is gone, and no copy is used again
 
     def keep_values(self, tensors: Iterable[Tensor]) -> None:
         """Put the values of these tensors back on leaving (for a probe that changes them)."""

@@ -3,6 +3,7 @@
 All probes look before the first step and after the last one, cheap ones in between.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from configs.errors import ConfigError
+from configs.schema import OptimConfig
 from probes import all_probes, get_probe
 from probes.diagnosis import diagnose
 from probes.findings.catalogue import catalogue
@@ -27,6 +29,8 @@ from safe.training.stage_a import StageA
 
 FILE_NAME = "probes.jsonl"
 CHEAP = ("magnitude", "gates")
+CLIPS = 16
+LARGEST_BATCH = 8
 HELD_OUT = ("influence",)
 """Probes that ask what the model has learned to hear, and not what it has learned by heart: they
 look at the validation split."""
@@ -50,8 +54,8 @@ class ProbeWatch(Callback):
         every: optimizer steps between two measurements; None for one epoch.
         probes: names of the cheap probes.
         ends: names of the probes before the first and after the last step; None for all.
-        batches: how many micro-batches to measure on: always the first of the first epoch.
-        batch_size: clips in each of them.
+        clips: how many clips to measure on: always the first of the first epoch, see
+            :func:`watched_batches`.
 
     Raises:
         ConfigError: ``every`` is below 1.
@@ -65,8 +69,7 @@ class ProbeWatch(Callback):
         every: int | None = None,
         probes: Sequence[str] = CHEAP,
         ends: Sequence[str] | None = None,
-        batches: int = 2,
-        batch_size: int = 8,
+        clips: int = CLIPS,
     ) -> None:
         if every is not None and every < 1:
             raise ConfigError(f"probes every {every} steps: must be at least 1, such as 50")
@@ -75,7 +78,7 @@ class ProbeWatch(Callback):
             get_probe(name)
         catalogue()  # another package's findings fail here too, and not after the training
         self.every, self.probes, self.ends = every, tuple(probes), tuple(ends)
-        self.batches, self.batch_size = batches, batch_size
+        self.clips = clips
         self._file: Path | None = None
         self._writes = True
         self._experiment: Experiment | None = None
@@ -91,9 +94,8 @@ class ProbeWatch(Callback):
     @override
     def on_train_begin(self, trainer: StageA) -> None:
         assert self._file is not None and self._experiment is not None, "on_run_begin comes first"
-        seed = trainer.config.seed
-        self._trained_on = batches_of(trainer.dataset, seed, self.batches, self.batch_size)
-        self._held_out = batches_of(self._experiment.held_out, seed, self.batches, self.batch_size)
+        self._trained_on = watched_batches(trainer.dataset, trainer.config, self.clips)
+        self._held_out = watched_batches(self._experiment.held_out, trainer.config, self.clips)
         step = trainer.position.step
         if self._writes:
             _cut_back(self._file, step if step else -1)
@@ -204,6 +206,16 @@ def batches_of(dataset: CaptionDataset, seed: int, count: int, size: int) -> lis
     """The first ``count`` micro-batches of ``size`` training examples, as a training draws them."""
     windows = epoch_windows(dataset.lengths(), size, 1, seed, epoch=0)
     return [dataset.batch(window[0]) for window in windows[:count]]
+
+
+def watched_batches(dataset: CaptionDataset, config: OptimConfig, clips: int = CLIPS) -> list[Any]:
+    """``clips`` training examples in batches of the training's own size, of 8 at most.
+
+    Never larger than the training's: whoever made those small has no memory for more. But as many
+    clips, in more batches: what is measured does not become noisier, and they cost a moment.
+    """
+    size = min(LARGEST_BATCH, config.batch_size, clips)
+    return batches_of(dataset, config.seed, math.ceil(clips / size), size)
 
 
 def _gates_at_start(trainer: StageA) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import torch
 from benchmarks.speed.pairs import Ratio, take_turns
 from benchmarks.speed.training import Bench
 from probes.diagnosis import diagnose
-from safe_probe.watch import CHEAP, ProbeWatch, batches_of
+from safe_probe.watch import CHEAP, watched_batches
 
 EVERY, AT_MOST = 50, 1.01
 
@@ -18,8 +18,7 @@ def watching(bench: Bench, pairs: int) -> list[Ratio]:
     One look is timed against one step; 50 steps of which one is followed by a look then cost
     1 + look / 50 of 50 steps.
     """
-    watch = ProbeWatch()
-    batches = batches_of(bench.dataset, 0, watch.batches, watch.batch_size)
+    batches = watched_batches(bench.dataset, bench.trainer.config)
 
     gradients = dict.fromkeys(bench.model.fusion.blocks(), torch.ones(()))  # the step has them
 

@@ -16,7 +16,8 @@ def planned_backbone(name: str, dtype: Dtype) -> Backbone:
     """Return the backbone that ``load_backbone(name)`` would load, without its weights.
 
     LLaVA-1.5 7B and 13B are built in; of any other, config.json (and the tokenizer, where it is
-    there, for the prompt) is read from the folder, this machine's cache or the hub.
+    there, for the prompt) is read from the folder, this machine's cache or the hub. The prompt is
+    "" where only the tokenizer could tell.
 
     Args:
         name: as for ``load_backbone``.
@@ -53,12 +54,12 @@ def _from_folder(name: str, folder: Path) -> Backbone:
         ) from error
     tokenizer = _tokenizer(folder)
     prompt = prompt_in(folder) or (SMOLLM2 if name == "smollm2" else None)
-    if prompt is None and tokenizer is not None:
+    if prompt is None:
         types = (config.model_type, config.get_text_config(decoder=True).model_type)
         prompt = family_prompt(*types, tokenizer)
     if not sees:
-        return backbone_from_causal_lm(model, tokenizer, name, prompt=prompt or "")
-    return Backbone(model, tokenizer, name, prompt or "", f"{name}@meta")
+        return backbone_from_causal_lm(model, tokenizer, name, prompt=prompt)
+    return Backbone(model, tokenizer, name, prompt, f"{name}@meta")
 
 
 def _tokenizer(folder: Path) -> Any:

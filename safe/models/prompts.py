@@ -57,10 +57,13 @@ def family_prompt(model_type: str, text_model_type: str, tokenizer: Any) -> str:
     """Return the prompt of a model family, ending right before the caption.
 
     LLaVA-1.5's own conversation form for LLaVA on Llama; the tokenizer's chat template where
-    there is one (without a BOS text that the tokenizer adds itself); else plain words.
+    there is one (without a BOS text that the tokenizer adds itself); else plain words. Without a
+    tokenizer (None) that of LLaVA on Llama is known all the same, and any other is "".
     """
     if (model_type, text_model_type) == ("llava", "llama"):
         return LLAVA_15
+    if tokenizer is None:
+        return ""
     return _from_template(tokenizer) or GENERIC
 
 

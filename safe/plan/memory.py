@@ -16,7 +16,7 @@ USABLE = 0.95
 PROMPT_TOKENS = 24
 """LLaVA-1.5's prompt for a caption, rounded up; used where there is no tokenizer to ask."""
 
-_GRADIENT, _ADAM, _FISHER = 4, 8, 8
+_GRADIENT, _ADAM, _FISHER, _TRIAL = 4, 8, 8, 16
 _BLOCK_4BIT, _LEVELS_4BIT = 64, 16
 
 
@@ -48,17 +48,37 @@ def training_memory(
         backbone: the backbone; its configuration counts.
         config: precision, batch, caption length, fusion layers, retention.
         prompt_tokens: tokens in front of every caption.
+
+    Returns:
+        The parts, whose sum is what the device must hold; ``probes`` last.
     """
+    activations = _activations(backbone, config, prompt_tokens)
     parts = [
         MemoryPart("weights", weights, "bytes of all parameters, each once"),
         MemoryPart("gradients", trainable * _GRADIENT, f"{_GRADIENT} x trainable (float32)"),
         MemoryPart("optimizer", trainable * _ADAM, f"{_ADAM} x trainable (AdamW: two moments)"),
-        _activations(backbone, config, prompt_tokens),
+        activations,
     ]
     if config.retention.variant in ("fisher_retention", "full_retention"):
         why = f"{_FISHER} x trainable (start and importance, float32)"
         parts.append(MemoryPart("retention", trainable * _FISHER, why))
-    return parts
+    return [*parts, _probes(trainable, activations.bytes)]
+
+
+def _probes(trainable: int, activations: int) -> MemoryPart:
+    """What the probes of a training (all but with ``--probe-every 0``) need beyond its own step.
+
+    The ledger of gradients decides. In its backward passes, on micro-batches that are no larger,
+    it keeps the mean gradient. In its trial step there are no activations any more, but the
+    values before the step, a second pair of moments, and of one tensor how far it has moved; where
+    one tensor has nearly all elements, as the projector's, that is as much again.
+    """
+    needed = max(trainable * _GRADIENT, trainable * _TRIAL - activations)
+    why = (
+        f"the larger of {_GRADIENT} x trainable (mean gradient) and {_TRIAL} x trainable (a trial "
+        "step: values before, two moments, a difference) less the activations, which are gone then"
+    )
+    return MemoryPart("probes", needed, why)
 
 
 def _activations(backbone: Any, config: RunConfig, prompt_tokens: int) -> MemoryPart:

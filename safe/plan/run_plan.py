@@ -84,6 +84,7 @@ class Plan:
     """The configuration's own way and, when it does not fit, others; none without a device."""
     examples: Examples
     prompt: str
+    """Empty where only the tokenizer, which is not there, could tell."""
     prompt_tokens: int
     exact_prompt: bool
     """Whether a tokenizer counted the prompt."""

@@ -10,9 +10,7 @@ from configs.overrides import resolve
 from configs.schema import RunConfig
 from safe.models.meta import planned_backbone
 from safe.models.safe_model import SAFEModel
-
-_CLAP_LOCAL = 768
-"""Width of the local features of HTSAT-tiny, which all of LAION's checkpoints but music's have."""
+from safe.plan.widths import local_width
 
 
 def sized_model(
@@ -30,7 +28,8 @@ def sized_model(
         tell: called with each line on what is not as written.
 
     Raises:
-        SafeError: an unknown configuration, or a backbone that is not there.
+        SafeError: an unknown configuration, a backbone that is not there, or an audio encoder's
+            file that is none.
     """
     config, explicit = resolve(name, None, assignments)
     backbone = planned_backbone(backbone_name or config.model.backbone, config.model.dtype)
@@ -43,9 +42,10 @@ def sized_model(
     for note in notes:
         tell(f"  {note}")
     if config.model.audio_features == "local" and "model.audio_dim" not in explicit:
-        config, notes = adapt_to_encoder(config, _CLAP_LOCAL, config.model.audio_encoder)
+        width, source = local_width(config.model.audio_encoder)
+        config, notes = adapt_to_encoder(config, width, config.model.audio_encoder)
         for note in notes:
-            tell(f"  {note} (as CLAP's, without looking)")
+            tell(f"  {note} ({source})")
     unloaded = replace(config.model, quantization=None, device_map=None)
     with torch.device("meta"):
         return SAFEModel(backbone, unloaded), config

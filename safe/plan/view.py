@@ -14,7 +14,8 @@ def plan_text(plan: Plan) -> str:
     for note in plan.notes:
         lines += textwrap.wrap(note, _WIDTH, initial_indent="  ", subsequent_indent="    ")
     lines += [*_sizes(plan), *_memory(plan), *_steps(plan)]
-    prompt = f"prompt: {plan.prompt!r}"
+    unknown = not plan.exact_prompt and not plan.prompt
+    prompt = f"prompt: {'unknown without the tokenizer' if unknown else repr(plan.prompt)}"
     return "\n".join([*lines, *_fits(plan), *textwrap.wrap(prompt, _WIDTH, subsequent_indent="  ")])
 
 
@@ -49,6 +50,7 @@ def _memory(plan: Plan) -> list[str]:
         "optimizer": "8 bytes x trainable",
         "activations": "an estimate (see --json)",
         "retention": "8 bytes x trainable",
+        "probes": "--probe-every 0: none",
     }
     about = f"micro-batch {optim.batch_size}"
     return [

@@ -48,7 +48,8 @@ def test_the_plan_knows_what_is_kept_for_the_backward_pass(shape: Shape) -> None
         data=replace(phase1.data, max_caption_tokens=shape.caption_tokens - 1),
     )  # fmt: skip
     prompt = len(trainer.dataset.tokens.prompt_ids)
-    planned = training_memory(0, 0, trainer.model.backbone, config, prompt)[-1].bytes
+    parts = training_memory(0, 0, trainer.model.backbone, config, prompt)
+    (planned,) = [part.bytes for part in parts if part.name == "activations"]
     # measured: 0.97 to 1.17; the plan counts every logit three times, and no attention weights
     assert 0.9 < planned / kept < 1.25
 

@@ -85,3 +85,23 @@ def test_smallest_numbers_are_not_zero_and_large_ones_not_infinite() -> None:
         tally.add(torch.full((4, 4), value))
         assert tally.state is State.FINITE
         assert tally.norms[0] == pytest.approx(torch.full((16,), value).double().norm().item())
+
+
+def test_two_parameters_may_be_given_one_gradient() -> None:
+    """As autograd does for a sum of two views: a tally that changed it would change the other's."""
+    pair = [torch.nn.Parameter(torch.randn(2, 2)) for _ in range(2)]
+    tallies = [GradientTally(), GradientTally()]
+    for scale in (1.0, 3.0):
+        (pair[0].view(4) + pair[1].view(4)).square().sum().mul(scale).backward()
+        first, second = (p.grad for p in pair)
+        assert first is not None and second is not None
+        assert first.data_ptr() == second.data_ptr()
+        for parameter, tally in zip(pair, tallies, strict=True):
+            tally.add(parameter.grad)
+            parameter.grad = None
+    means = [tally.take_mean() for tally in tallies]
+    right = 2 * 2 * (pair[0] + pair[1]).detach()
+    for mean in means:
+        assert mean is not None
+        torch.testing.assert_close(mean, right)
+    assert tallies[0].norms == tallies[1].norms and tallies[0].scatter == tallies[1].scatter

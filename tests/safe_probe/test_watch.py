@@ -241,6 +241,32 @@ def test_influence_is_measured_on_clips_that_were_not_trained_on(
     assert not any((row == other).all() for row in held_out for other in trained)
 
 
+@pytest.mark.parametrize(("size", "batches", "largest"), [(1, 16, 1), (4, 4, 4), (32, 2, 8)])
+def test_batches_are_no_larger_than_the_trainings_and_the_clips_are_as_many(
+    size: int, batches: int, largest: int, tiny_run: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    import safe_probe.watch as module
+
+    seen: dict[str, list[int]] = {}
+    real = module.diagnose
+
+    def spy(model: Any, batches: Any, **options: Any) -> Any:
+        seen[options["probes"][0]] = [len(batch.audio) for batch in batches]
+        return real(model, batches, **options)
+
+    monkeypatch.setattr(module, "diagnose", spy)
+    values = {"optim.batch_size": size, "optim.accumulation": 1, "optim.max_steps": 1}
+    config = apply_values(tiny_run.config, values)
+    folder = train(config, tmp_path, [ProbeWatch(ends=("gradflow", "influence"), probes=())])
+    assert (len(seen["gradflow"]), max(seen["gradflow"])) == (batches, largest)
+    assert max(seen["influence"]) <= largest
+    log = RecordLog.read(folder / "probes.jsonl")
+    assert not log.select(statistic="not_measured").records
+    swapped = log.value(step=0, component="signal:swapped", statistic="distinct")
+    assert swapped is not None and swapped > 0.8  # a batch of one gets the sound of another batch
+
+
 def test_end_is_judged_at_the_configured_rate_and_not_at_the_schedules_last(
     tiny_run: Any, tmp_path: Path
 ) -> None:

@@ -53,7 +53,7 @@ a count of logits that differ at all."""
 def probe_watch(*, shard: bool) -> ProbeWatch:
     """Probes on a little, after each step; all of them at both ends when every process measures."""
     ends = None if shard else ("magnitude", "gates", "influence", "gradflow")
-    return ProbeWatch(1, ends=ends, batches=1, batch_size=4)
+    return ProbeWatch(1, ends=ends, clips=4)
 
 
 def srun(command: list[str], environment: dict[str, str]) -> tuple[str, list[int]]:

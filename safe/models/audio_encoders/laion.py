@@ -123,6 +123,15 @@ def _audio_state(path: Path) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if key.startswith(_AUDIO)}
 
 
+def checkpoint_width(path: Path) -> int:
+    """Return the width of a checkpoint's local features, 768 or 1024, without building its branch.
+
+    Raises:
+        ModelError: not a laion-clap checkpoint.
+    """
+    return _width(path, _audio_state(path))
+
+
 def _width(path: Path, state: dict[str, Tensor]) -> int:
     """Return the width of the audio branch, which tells the architecture."""
     norm = state.get("audio_branch.norm.weight")
