@@ -22,7 +22,9 @@ from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionDataset, epoch_windows
 from safe.training.callbacks import Callback, Step
 from safe.training.experiment import Experiment
+from safe.training.retention_texts import TextBatch
 from safe.training.stage_a import StageA
+from safe_probe.pictures import pictures_of
 
 FILE_NAME = "probes.jsonl"
 CHEAP = ("magnitude", "gates")
@@ -77,6 +79,7 @@ class ProbeWatch(Callback):
         self._experiment: Experiment | None = None
         self._trained_on: list[Any] = []
         self._held_out: list[Any] = []
+        self._pictures: TextBatch | None = None
 
     @override
     def on_run_begin(self, folder: Path, experiment: Experiment) -> None:
@@ -89,6 +92,7 @@ class ProbeWatch(Callback):
         seed = trainer.config.seed
         self._trained_on = batches_of(trainer.dataset, seed, self.batches, self.batch_size)
         self._held_out = batches_of(self._experiment.held_out, seed, self.batches, self.batch_size)
+        self._pictures = pictures_of(self._experiment)
         step = trainer.position.step
         if self._writes:
             _cut_back(self._file, step if step else -1)
@@ -140,6 +144,7 @@ class ProbeWatch(Callback):
                 step=trainer.position.step,
                 start=_gates_at_start(trainer),
                 silence=torch.from_numpy(self._experiment.sounds.silence),
+                pictures=self._pictures,
                 clip_norm=trainer.config.clip_norm,
                 in_step=trainer.in_step,
             )
