@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from configs.errors import SafeError
-from probes import all_probes, get_probe
+from probes import all_probes, get_probe, parity
 from probes.context import Context
 from probes.findings.finding import Finding, Severity
 from probes.findings.judge import Verdict, judge
@@ -107,6 +107,7 @@ def diagnose(
     step: int = 0,
     start: Mapping[str, Tensor] | None = None,
     silence: Tensor | None = None,
+    pictures: Any = None,
     clip_norm: float | None = None,
     loss_scale: float | None = None,
     gate_gradients: Mapping[int, Tensor | None] | None = None,
@@ -128,6 +129,8 @@ def diagnose(
         step: optimizer steps done; findings about training need it.
         start: parameter values at the start of training, by name.
         silence: the signal of one silent clip; zeros when None.
+        pictures: one batch with pictures beside the signal, on which ``influence`` asks once more
+            whether a closed gate gives the bare backbone (SP410); None for a model that sees none.
         clip_norm: what the training clips gradients to.
         loss_scale: of a GradScaler, for float16; None takes that of an optimizer that knows its
             scaler (accelerate), or 1.
@@ -154,6 +157,9 @@ def diagnose(
     }
     names = all_probes() if probes is None else tuple(probes)
     chosen = {name: partial(get_probe(name), **options.get(name, {})) for name in names}
+    if pictures is not None and "influence" in chosen:
+        # beside the probe, so that a model that fails on pictures loses no other measurement
+        chosen["influence with pictures"] = partial(parity.measure, pictures=pictures)
     context = Context.of(
         model, batches, path, signal=signal, loss_fn=loss_fn, optimizer=optimizer, step=step,
         start=start, in_step=in_step,

@@ -21,7 +21,7 @@ differs; only these are compared); ``text:position<k>`` ``loss_change`` (swapped
 token of a caption from 0); ``signal:repeat`` ``changed`` and ``max_change`` (the same inputs
 again: noise of the computation, 0 in a deterministic model); ``parity_changed`` and
 ``parity_max_change`` of ``signal:none`` and ``gate:zero`` against ``fusion:off`` (share, logit; 0
-when a closed gate gives the bare backbone bit for bit).
+when a closed gate gives the bare backbone bit for bit; with pictures: ``probes.parity``).
 """
 
 from collections.abc import Iterator
@@ -33,13 +33,14 @@ from torch import Tensor
 
 from probes.batch import Batch
 from probes.context import Context
-from probes.controls import Swapped, may_lack_signal, noisy, silent, swapped
+from probes.controls import Swapped, noisy, silent, swapped
 from probes.logits import counted
 from probes.loss import token_losses
 from probes.norms import Floats
+from probes.parity import unheard
 from probes.record import Record, Rows
 from probes.session import Session
-from probes.switch import FusionSwitch, can_be_zero, gates_at_zero
+from probes.switch import FusionSwitch
 from probes.tally import Positions, Tally
 
 Key = tuple[str, int | None]
@@ -87,7 +88,6 @@ class _Meter:
     def __init__(self, context: Context, session: Session, silence: Tensor | None) -> None:
         self.path, self.session, self.silence = context.path, session, silence
         self.switch = FusionSwitch(session, context.path)
-        self.lack = may_lack_signal(context.path)
         self.tallies: dict[Key, Tally] = {}
         self.parity: dict[Key, Tally] = {}
         self.own_losses: list[Floats] = []
@@ -119,12 +119,8 @@ class _Meter:
         for layer in self.switch.layers:
             with self.switch.off(layer):
                 yield ("fusion", layer), self._forward(batch)
-        gates = self.path.gates
-        if gates and all(can_be_zero(gate) for gate in gates.values()):
-            with gates_at_zero(gates):
-                yield ("gate:zero", None), self._forward(batch)
-        if self.lack:
-            yield ("signal:none", None), self._forward(batch.with_signal(None))
+        for control, given in unheard(self.path, batch):
+            yield (control, None), self._forward(given)
         name = "signal:silence" if self.silence is None else "signal:silence_given"
         yield (name, None), self._forward(silent(batch, self.silence))
         noise = noisy(batch)

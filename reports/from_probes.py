@@ -102,10 +102,21 @@ def gates(run: Run) -> Measurement | None:
 
 
 def parity(run: Run) -> Measurement | None:
-    """Share of logits that differ from the bare backbone's with all gates at 0."""
-    found = run.facts.value("influence", "gate:zero", "parity_changed")
-    if found is None:
+    """Share of logits that differ from the bare backbone's with all gates at 0.
+
+    On captions or, where the model sees and more of them differ there, on pictures.
+    """
+    measured = {
+        kind: share
+        for kind in ("", "pictures_")
+        if (share := run.facts.value("influence", "gate:zero", f"{kind}parity_changed")) is not None
+    }
+    if not measured:
         return None
-    largest = run.facts.value("influence", "gate:zero", "parity_max_change") or 0.0
-    text = f"{found:.2%} of the logits differ, by {largest:.2g} at most"
-    return Measurement(found, "equal bit for bit" if found == 0 else text, f"{found:.2%}")
+    worst = max(measured, key=lambda kind: measured[kind])
+    found = measured[worst]
+    largest = run.facts.value("influence", "gate:zero", f"{worst}parity_max_change") or 0.0
+    where = " with pictures" if worst else ""
+    text = f"{found:.2%} of the logits differ{where}, by {largest:.2g} at most"
+    same = "equal bit for bit" + (", with pictures too" if len(measured) > 1 else "")
+    return Measurement(found, same if found == 0 else text, f"{found:.2%}")

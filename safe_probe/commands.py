@@ -163,6 +163,7 @@ def _diagnose(
         step=subject.step,
         start=subject.start,
         silence=subject.silence,
+        pictures=subject.pictures,
         clip_norm=subject.clip_norm,
         settings=settings,
         further=subject.further,

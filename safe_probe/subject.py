@@ -28,8 +28,10 @@ from safe.training.checkpoint import step_of
 from safe.training.experiment import Experiment, prepare
 from safe.training.launch import Launch, engine
 from safe.training.retention import build_retention
+from safe.training.retention_texts import TextBatch
 from safe.training.run_directory import read_config
 from safe.training.stage_a import StageA
+from safe_probe.pictures import pictures_of
 from safe_probe.watch import batches_of, gate_at_end
 
 
@@ -63,6 +65,8 @@ class Subject:
     step: int = 0
     start: Mapping[str, Tensor] = field(default_factory=dict)
     silence: Tensor | None = None
+    pictures: TextBatch | None = None
+    """For a model that sees."""
     clip_norm: float | None = None
     further: Sequence[Record] = ()
     experiment: Experiment | None = None
@@ -188,6 +192,7 @@ def _subject(
         step=about["step"],
         start=start or {},
         silence=torch.from_numpy(experiment.sounds.silence),
+        pictures=pictures_of(experiment),
         clip_norm=config.optim.clip_norm,
         further=[*further, gate_at_end(trainer)] if warms_up else further,
         experiment=experiment,

@@ -61,7 +61,7 @@ def vision_subject(subject: Subject) -> Subject:
     about = {**subject.about, "signal": "vision", "images": "synthetic"}
     return replace(
         subject, model=backbone, batches=batches, about=about, signal="vision", optimizer=None,
-        start={}, silence=None, further=(),
+        start={}, silence=None, pictures=None, further=(),
     )  # fmt: skip
 
 

@@ -25,7 +25,9 @@ from safe.models.safe_model import SAFEModel
 from safe.training.batches import CaptionDataset, epoch_windows
 from safe.training.callbacks import Callback, Step
 from safe.training.experiment import Experiment
+from safe.training.retention_texts import TextBatch
 from safe.training.stage_a import StageA
+from safe_probe.pictures import pictures_of
 
 FILE_NAME = "probes.jsonl"
 CHEAP = ("magnitude", "gates")
@@ -85,6 +87,7 @@ class ProbeWatch(Callback):
         self._gate_gradients: dict[int, torch.Tensor | None] | None = None
         self._trained_on: list[Any] = []
         self._held_out: list[Any] = []
+        self._pictures: TextBatch | None = None
 
     @override
     def on_run_begin(self, folder: Path, experiment: Experiment) -> None:
@@ -96,6 +99,7 @@ class ProbeWatch(Callback):
         assert self._file is not None and self._experiment is not None, "on_run_begin comes first"
         self._trained_on = watched_batches(trainer.dataset, trainer.config, self.clips)
         self._held_out = watched_batches(self._experiment.held_out, trainer.config, self.clips)
+        self._pictures = pictures_of(self._experiment)
         step = trainer.position.step
         if self._writes:
             _cut_back(self._file, step if step else -1)
@@ -156,6 +160,7 @@ class ProbeWatch(Callback):
                 step=trainer.position.step,
                 start=_gates_at_start(trainer),
                 silence=torch.from_numpy(self._experiment.sounds.silence),
+                pictures=self._pictures,
                 clip_norm=trainer.config.clip_norm,
                 gate_gradients=self._gate_gradients,
                 in_step=trainer.in_step,

@@ -96,7 +96,8 @@ def _harm(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
     "SP410", "A closed gate does not give the bare backbone", Link.INFLUENCE, Severity.ERROR,
     symptom=False,
     what="Logits with the gates at 0, or without a signal, against those with the fusion switched "
-    "off; fires when a bit differs though repeating the same inputs changes none.",
+    "off, on captions and, where the model sees, on pictures; fires when a bit differs though "
+    "repeating the same inputs changes none.",
     why="The adapter has a second way in, or the backbone was changed: the promise that the model "
     "is untouched without the new sense does not hold.",
     expected="the same bits",
@@ -104,15 +105,19 @@ def _harm(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
     remedy="multiply everything that the fusion adds by the gate, and edit no backbone weight",
 )  # fmt: skip
 def _parity(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
-    if facts.value(_INF, "signal:repeat", "changed") or output_is_nonfinite(facts):
+    if output_is_nonfinite(facts):
         return
-    for control in ("gate:zero", "signal:none"):
-        share = facts.value(_INF, control, "parity_changed")
-        if share:
-            largest = facts.value(_INF, control, "parity_max_change")
-            words = "gates at 0" if control == "gate:zero" else "no signal"
-            reach = "" if largest is None else f", by up to {largest:.2g}"
-            yield Hit("fusion", None, f"{words}: {share:.1%} of the logits differ{reach}")
+    for prefix, where in (("", ""), ("pictures_", ", with pictures")):
+        if facts.value(_INF, "signal:repeat", f"{prefix}changed"):
+            continue
+        for control, words in (("gate:zero", "gates at 0"), ("signal:none", "no signal")):
+            share = facts.value(_INF, control, f"{prefix}parity_changed")
+            if share:
+                largest = facts.value(_INF, control, f"{prefix}parity_max_change")
+                reach = "" if largest is None else f", by up to {largest:.2g}"
+                yield Hit(
+                    "fusion", None, f"{words}{where}: {share:.1%} of the logits differ{reach}"
+                )
 
 
 @INFLUENCE.rule(

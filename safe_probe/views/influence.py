@@ -59,10 +59,11 @@ def _by_third(facts: Facts) -> Table:
 def _parity(facts: Facts) -> str:
     """Whether a closed gate leaves the bare backbone; empty when it was not measured."""
     parts = []
-    for r in facts.all("influence", "parity_changed"):
-        largest = number(facts.value("influence", r.component, "parity_max_change"))
-        differ = f"{r.value:.1%} of the logits differ, by up to {largest}"
-        parts.append(f"{r.component} {'bit for bit' if r.value == 0 else differ}")
+    for prefix, where in (("", ""), ("pictures_", " with pictures")):
+        for r in facts.all("influence", f"{prefix}parity_changed"):
+            largest = number(facts.value("influence", r.component, f"{prefix}parity_max_change"))
+            differ = f"{r.value:.1%} of the logits differ, by up to {largest}"
+            parts.append(f"{r.component}{where} {'bit for bit' if r.value == 0 else differ}")
     return f"parity with the bare backbone: {'; '.join(parts)}" if parts else ""
 
 

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 from configs.errors import DataError
 from safe.data.check import check_root
@@ -13,6 +15,9 @@ from safe.data.sources import read_source
 from tests.data.test_sources import sound
 
 pyarrow = pytest.importorskip("pyarrow", reason="needs the extra `arrow`")
+
+BY_DATASETS = Path(__file__).parent / "saved_by_datasets"
+"""Saved by the package; its README says how."""
 
 
 def save(folder: Path, columns: dict[str, list[Any]], shards: int = 1) -> None:
@@ -80,6 +85,31 @@ def test_prepare_writes_the_sounds_out(saved: Path, tmp_path: Path) -> None:
         assert made.read_bytes() == (tmp_path / f"{name}.wav").read_bytes()
     assert (out / "audio" / "val" / "d.wav").is_file()
     assert prepare(saved, out).reused == 4
+
+
+def test_what_datasets_itself_has_saved(tmp_path: Path) -> None:
+    """Its sounds win over the names beside them (``file_name``), which nobody here has."""
+    source = read_source(BY_DATASETS)
+    found = {n: [(c.id, c.captions) for c in m.clips] for n, m in source.manifests.items()}
+    assert found == {
+        "train": [("low_30", ("a low tone", "a hum")), ("high_0", ("a high tone", "a whistle"))],
+        "val": [("deep", ("a drone", "a buzz")), ("deepest", ("a thud",))],
+    }  # fmt: skip
+    result = prepare(BY_DATASETS, tmp_path / "out")
+    assert {name: count.usable for name, count in result.splits.items()} == {"train": 2, "val": 2}
+    pitches = {}
+    for file in (tmp_path / "out" / "audio").rglob("*.flac"):
+        wave, rate = soundfile.read(file)
+        pitches[file.stem] = np.abs(np.fft.rfft(wave)).argmax() * 2 * np.pi / len(wave)
+        assert (rate, len(wave)) == (8000, 2000)
+    expected = {"low_30": 0.1, "high_0": 0.2, "deep": 0.05, "deepest": 0.02}
+    assert pitches == pytest.approx(expected, abs=0.002)
+
+
+def test_a_struct_without_a_sound_is_no_rival_of_a_name(tmp_path: Path) -> None:
+    save(tmp_path, {"file_name": ["a.wav"], "audio": [{"label": 1}], "text": ["x"]})
+    (clip,) = read_source(tmp_path).manifests["train"].clips
+    assert clip.id == "a"
 
 
 def test_one_split_with_lists_of_captions_and_files_beside_it(tmp_path: Path) -> None:

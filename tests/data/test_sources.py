@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs.errors import DataError
+from safe.data.audiocaps_test import in_audiocaps_test
 from safe.data.check import check_root
 from safe.data.manifests import Clip
 from safe.data.sources import read_source
@@ -96,6 +97,33 @@ def test_audiocaps_has_five_captions_per_clip(tmp_path: Path) -> None:
     assert found["-a_b-C_30"].path == tmp_path / "test" / "-a_b-C_30.ogg"
     assert source.manifests["test"].rows == 10
     assert [clip.split for clip in source.manifests["val"].clips] == ["val"]
+
+
+def test_audiocaps_2(tmp_path: Path) -> None:
+    """The header and ids of 2.0; captions of its kind: lower case but for a few, double spaces."""
+    rows = {
+        "train": "58146,UDGBjjwyaqE,20,many clanking sounds\n91139,r1nicOVtvkQ,130,a woman talks",
+        "val": '97151,vfY_TJq7n_U,130,"ducks quack, and water splashes"',
+        "test": "3452,0NGSrwioYjA,30,there is  a goat\n105634,4IeDBwyQ9ZQ,190,A woman speaks\n"
+        "103014,0NGSrwioYjA,30,a man talks as wind blows",
+    }
+    for split, text in rows.items():
+        header = "audiocap_id,youtube_id,start_time,caption"
+        (tmp_path / f"{split}.csv").write_text(f"{header}\n{text}\n", encoding="utf-8")
+    source = read_source(tmp_path)
+    assert source.format == "AudioCaps layout"
+    found = {n: [(c.id, c.captions) for c in m.clips] for n, m in source.manifests.items()}
+    assert found == {
+        "train": [
+            ("UDGBjjwyaqE_20", ("many clanking sounds",)), ("r1nicOVtvkQ_130", ("a woman talks",)),
+        ],
+        "val": [("vfY_TJq7n_U_130", ("ducks quack, and water splashes",))],
+        "test": [
+            ("0NGSrwioYjA_30", ("there is  a goat", "a man talks as wind blows")),
+            ("4IeDBwyQ9ZQ_190", ("A woman speaks",)),
+        ],
+    }  # fmt: skip
+    assert all(in_audiocaps_test(clip.id) for clip in source.manifests["test"].clips)
 
 
 def test_audiocaps_with_two_names_for_a_split(tmp_path: Path) -> None:

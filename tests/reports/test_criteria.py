@@ -372,3 +372,22 @@ def test_parity_is_bitwise(make_whole_run: MakeRun, run_rows: Makers) -> None:
     ]
     assert outcome(read_run(make_whole_run(records=records)), "parity").grade is Grade.FAIL
     assert outcome(read_run(make_whole_run("good")), "parity").grade is Grade.PASS
+
+
+@pytest.mark.parametrize(
+    ("share", "grade", "evidence"),
+    [
+        (0.0, Grade.PASS, "equal bit for bit, with pictures too"),
+        (0.5, Grade.FAIL, "50.00% of the logits differ with pictures, by 0.25 at most"),
+    ],
+)
+def test_parity_is_that_of_pictures_too(
+    make_whole_run: MakeRun, run_rows: Makers, share: float, grade: Grade, evidence: str
+) -> None:
+    records = run_rows["records"]()
+    last = max(r.step for r in records)
+    for statistic, value in (("changed", share), ("max_change", share / 2)):
+        name = f"pictures_parity_{statistic}"
+        records.append(Record(last, "influence", "gate:zero", None, name, value, "share"))
+    found = outcome(read_run(make_whole_run(records=records)), "parity")
+    assert (found.grade, found.evidence) == (grade, evidence)

@@ -73,11 +73,11 @@ def test_influence_shows_thirds_of_the_caption_and_parity() -> None:
     rows += [("gate:zero", None, "parity_changed", 0.0), ("gate:zero", None, "changed", 1.0)]
     rows += [("signal:none", None, "parity_changed", 0.25)]
     rows += [("signal:none", None, "parity_max_change", 0.125)]
+    rows += [("gate:zero", None, "pictures_parity_changed", 0.0)]
     text = shown(views.VIEWS["influence"](facts("influence", *rows)))
     assert "signal:swapped   +0.3    +0.1  -0.02" in text
-    assert "gate:zero bit for bit; signal:none 25.0% of the logits differ, by up to 0.125" in (
-        words(text)
-    )
+    parity = "gate:zero bit for bit; signal:none 25.0% of the logits differ, by up to 0.125; "
+    assert parity + "gate:zero with pictures bit for bit" in words(text)
 
 
 def test_sensitivity_names_what_follows_each_dial() -> None:

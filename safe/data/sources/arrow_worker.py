@@ -36,7 +36,9 @@ def _rows(path: str) -> list[tuple[dict[str, Any], Any, tuple[int, int] | None]]
     options = pyarrow.ipc.IpcReadOptions(use_threads=False)
     table = pyarrow.ipc.open_stream(whole, options=options).read_all()
     columns = table.column_names
-    audio, captions = file_column(columns), caption_columns(columns)
+    # a name beside the sound (file_name and audio) is one of a file that nobody has to have
+    held = [field.name for field in table.schema if _holds_sounds(field.type)]
+    audio, captions = file_column(held) or file_column(columns), caption_columns(columns)
     if not captions or audio is None:
         raise ValueError(
             f"needs a column audio (or file_name, path) and a caption; found: {', '.join(columns)}"
@@ -47,6 +49,10 @@ def _rows(path: str) -> list[tuple[dict[str, Any], Any, tuple[int, int] | None]]
     rows = table.select(wanted).to_pylist()
     sounds = (pair for chunk in table.column(audio).chunks for pair in _sounds(chunk, whole))
     return [(row, *sound) for row, sound in zip(rows, sounds, strict=True)]
+
+
+def _holds_sounds(kind: Any) -> bool:
+    return pyarrow.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}
 
 
 def _sounds(chunk: Any, whole: Any) -> Iterator[tuple[Any, tuple[int, int] | None]]:

@@ -1,7 +1,7 @@
 """AudioCaps (1.0 and 2.0 alike): a manifest per split, rows with youtube_id, start_time, caption.
 
 Both versions have the same 495 validation and 975 test clips; 2.0 has more training rows, and
-captions in lower case (github.com/cdjkim/audiocaps).
+captions in lower case, nearly all (github.com/cdjkim/audiocaps).
 """
 
 from dataclasses import replace
