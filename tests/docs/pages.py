@@ -10,7 +10,8 @@ PAGES = tuple(
     file.relative_to(ROOT).as_posix() for file in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
 )
 _FENCE = re.compile(r"^ *```(\w*).*\n((?:.*\n)*?) *```$", re.MULTILINE)
-_OWN = r"(?:safe-train|safe-probe|make) [a-z0-9]"
+FINDINGS = tuple(file.relative_to(ROOT).as_posix() for file in ROOT.glob("docs/findings/*.md"))
+_OWN = r"(?:(?:torchrun|accelerate launch|srun) -|(?:safe-train|safe-probe|make) [a-z0-9])"
 _INDENTED = re.compile(rf"^ {{4,}}({_OWN}(?:.*\\\n)*.*)$", re.MULTILINE)
 _SPAN = re.compile(rf"`({_OWN}[^`]*)`")
 

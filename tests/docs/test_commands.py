@@ -10,7 +10,8 @@ import shlex
 import shutil
 import subprocess
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from safe.data.synthetic import materialize_synthetic
 from safe.training import experiment
 from safe_probe import cli as probe_cli
 from tests.docs import stand_ins
-from tests.docs.pages import PAGES, ROOT, Command, commands, mentioned
+from tests.docs.pages import FINDINGS, PAGES, ROOT, Command, commands, mentioned
 
 MAIN: dict[str, Callable[[list[str]], int]] = {
     "safe-train": train_cli.main, "safe-probe": probe_cli.main,
@@ -80,7 +81,20 @@ class Reader:
         self.folder, self.downloads = folder, downloads
         self.shimmed = stand_ins.programs(folder / "bin")
 
-    def type(self, command: Command) -> None:
+    def follow(self, page: Sequence[Command]) -> None:
+        """Type the commands; those of one block print together what stands behind it."""
+        for said, group in groupby(page, lambda command: command.said):
+            block = list(group)
+            printed = "".join(map(self.type, block))
+            if all(map(always_prints_the_same, block)):
+                missing = [line for line in lines(said) if not shown(line, printed)]
+                assert not missing, f"{block[0]}\ndoes not print {missing}\n{printed}"
+
+    def type(self, command: Command) -> str:
+        """Run a command, if it can be run here; what it prints."""
+        if why_only_parsed(command.text) is not None:
+            check_words(command.text)
+            return ""
         words = shlex.split(command.text)
         printed = io.StringIO()
         short = False
@@ -94,6 +108,7 @@ class Reader:
         if not short and not about_a_stand_in(words):
             missing = codes(command.said) - codes(printed.getvalue())
             assert not missing, f"{command}\ndoes not print {missing}\n{printed.getvalue()}"
+        return printed.getvalue()
 
     def shell(self, command: Command, printed: io.StringIO) -> list[list[str]]:
         """Run a line by bash; returns the calls of our own programs in it."""
@@ -141,6 +156,25 @@ def about_a_stand_in(words: list[str]) -> bool:
     return any(word.startswith(("runs/", "models/")) for word in words)
 
 
+def always_prints_the_same(command: Command) -> bool:
+    """Whether what it prints does not depend on a machine, a training or a stand-in."""
+    words = shlex.split(command.text)
+    same = words[1] in ("plan", "explain", "list") or command.exits == 2
+    return words[0] in MAIN and same and not about_a_stand_in(words)
+
+
+def lines(text: str) -> list[str]:
+    """The lines of what a page shows, white space as one; ``...`` stands for anything."""
+    found = [" ".join(line.split()) for line in text.splitlines()]
+    return [line for line in found if line.strip(". ")]
+
+
+def shown(line: str, printed: str) -> bool:
+    """Whether ``line`` was printed, wherever the terminal broke it."""
+    parts = [re.escape(part.strip()) for part in line.split("...")]
+    return re.search(".*".join(parts), " ".join(printed.split())) is not None
+
+
 def codes(text: str) -> set[str]:
     return set(re.findall(r"\bSP\d{3}\b", text))
 
@@ -179,11 +213,7 @@ def test_the_commands_of_the_page_run(
     if page == "README.md":  # speaks of a run that `make demo` has left
         shutil.copytree(request.getfixturevalue("tiny_run").folder, "runs/tiny")
         Path("runs/latest").symlink_to("tiny")
-    for command in commands(page):
-        if why_only_parsed(command.text) is None:
-            someone.type(command)
-        else:
-            check_words(command.text)
+    someone.follow(commands(page))
 
 
 @pytest.mark.parametrize("page", stand_ins.ELSEWHERE)
@@ -204,6 +234,13 @@ def test_what_a_page_mentions_can_be_typed(page: str) -> None:
             continue
         only_named = all(re.fullmatch(r"[a-z0-9-]+", word) for word in words)
         check_words(f"{text} --help" if only_named and words[0] != "make" else text)
+
+
+def test_remedies_can_be_typed() -> None:
+    found = {text for page in FINDINGS for text in mentioned(page)}
+    assert len(found) > 5
+    for text in found:
+        check_words(text if " " in text.partition(" ")[2] else f"{text} --help")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -228,10 +265,11 @@ def test_a_typo_is_noticed(text: str) -> None:
         ("frobnicate runs", ""),
         ("bash scripts/phase1_training.sh --epochz 3", ""),
         ("safe-probe explain SP104", "SP105 warning"),
+        ("safe-train plan phase1 --gpu-memory 40", "memory 9.99 GB"),
     ],
 )
 def test_a_command_that_does_something_else_is_noticed(
     text: str, said: str, someone: Reader
 ) -> None:
     with pytest.raises(AssertionError):
-        someone.type(Command("page.md", 1, text, 0, said))
+        someone.follow([Command("page.md", 1, text, 0, said)])
