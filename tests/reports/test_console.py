@@ -147,7 +147,7 @@ def test_rules_and_checklist_without_a_run() -> None:
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert all(criterion.name in text for criterion in CRITERIA)
-    assert "[?]" in text and "before training" in text and "PROCEED  every deciding" in text
+    assert "[?]" in text and "before training" in text and "PROCEED     every deciding" in text
 
 
 def test_terminal_and_json_load_nothing_heavy(case: Callable[[str], Path]) -> None:
