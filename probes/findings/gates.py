@@ -104,8 +104,7 @@ def _nearly_closed(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
     for layer, value in (_let_through(facts) | facts.layers(_G, "gate", "value")).items():
         arrives = abs(value) * branch.get(layer, 1.0)
         if arrives and abs(value) < limits.quiet_gate > arrives:
-            told = f", contribution {arrives:.2g}" if layer in branch else ""
-            yield Hit("gate", layer, f"gate {value:.3g}{told}")
+            yield Hit("gate", layer, f"gate {value:.3g}")
 
 
 def _let_through(facts: Facts) -> dict[int, float]:
