@@ -10,13 +10,16 @@ Components ``generate:greedy`` and ``generate:beams``: ``kl``, KL(forward || gen
 says of another text's clip; ``tokens``, steps compared; ``failed`` 1 when beam search raises an
 error although greedy search works. ``generate:swapped`` ``kl``, KL(forward || forward with another
 clip) at the same steps, so how much hearing the wrong clip matters; ``generate:rounding`` ``kl``,
-noise of the computation: the largest KL of a step between ``forward`` alone and in a padded batch,
-or when every logit is one unit of its dtype's last place off, up or down.
+noise of the computation: the larger of KL(forward || forward in a padded batch), and KL(forward ||
+forward where all that leaves a decoder layer, and every logit, is one unit of the last place off),
+per step. A batch may be computed in the very order of a text alone, where a cache is not: then only
+the second tells how far rounding carries in this model.
 
 A model without a ``generate`` that takes the inputs of ``forward`` and transformers'
 ``output_logits`` and ``return_dict_in_generate`` is not measured: there are no records.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +32,7 @@ from probes.data import special_tokens
 from probes.logits import divergence
 from probes.loss import field_of
 from probes.record import Record
-from probes.session import Session
+from probes.session import Call, Session
 
 TEXTS, STEPS, BEAMS = 3, 6, 2
 _OWN_WORDS = ("input_ids", "attention_mask", "labels", "position_ids", "token_type_ids")
@@ -53,7 +56,7 @@ def measure(context: Context) -> list[Record]:
         if greedy is None:
             return []
         found_beams = hearing.generate(BEAMS)
-        swapped, rounding = [], []
+        swapped, beside, shaken = [], [], []
         for name, result in (("generate:greedy", greedy), ("generate:beams", found_beams)):
             if result is None:
                 rows.add(name, "failed", 1, "flag")
@@ -64,9 +67,11 @@ def measure(context: Context) -> list[Record]:
             rows.add(name, "other_clip", nearer.mean(), "share")
             rows.add(name, "tokens", len(nearer), "tokens")
             swapped += [h.swapped.flatten() for h in heard]
-            rounding += hearing.rounding(result)
+            beside += hearing.beside(result)
+            shaken += hearing.shaken(result, context)
         rows.add("generate:swapped", "kl", _mean(swapped), "nats/token")
-        rows.add("generate:rounding", "kl", max(rounding), "nats/token")
+        rounding = max(_mean(beside), _mean(shaken))
+        rows.add("generate:rounding", "kl", rounding, "nats/token")
     return rows.records
 
 
@@ -136,20 +141,33 @@ class _Hearing:
         between = [divergence(said[0], other) for other in said[1:]]
         return _Heard(away[0], torch.stack(away[1:]), torch.stack(between))
 
-    def rounding(self, result: _Result) -> list[float]:
-        """Of each text: KL between ``forward`` alone and beside the others, right-padded."""
-        pairs = zip(self.prompts.ids, result.new, strict=True)
-        whole = [torch.cat([prompt, new[:-1]]) for prompt, new in pairs]
+    def beside(self, result: _Result) -> list[Tensor]:
+        """[S] of each text: KL between ``forward`` alone and beside the others, right-padded."""
+        whole = self._whole(result)
         ids, mask = self._padded(whole, left=False)
         batch = self.prompts.rest.with_inputs(input_ids=ids, attention_mask=mask)
         logits = _logits(self.session.forward(batch))[:, -ids.shape[1] :]
-        found = []
-        for row, tokens in enumerate(whole):
-            beside = logits[row, : len(tokens)][-STEPS:]
-            alone = self._forward(tokens, row, row)
-            found.append(float(divergence(alone, beside).max()))
-            found.append(float(divergence(alone, _one_unit_off(alone)).max()))
-        return found
+        return [
+            divergence(self._forward(tokens, row, row), logits[row, : len(tokens)][-STEPS:])
+            for row, tokens in enumerate(whole)
+        ]
+
+    def shaken(self, result: _Result, context: Context) -> list[Tensor]:
+        """[S] of each text: KL between ``forward`` and ``forward`` with more rounding."""
+        whole = list(enumerate(self._whole(result)))
+        still = [self._forward(tokens, row, row) for row, tokens in whole]
+        least = torch.finfo(still[0].dtype).eps  # autocast's products, added to wider states
+        with context.session() as session:
+            for layer in context.path.layers.values():
+                session.replace_output(layer, partial(_shake, least))
+            shaking = _Hearing(session, self.prompts, self.pad, self.placeholder)
+            moved = [_one_unit_off(shaking._forward(tokens, row, row)) for row, tokens in whole]
+        return [divergence(own, other) for own, other in zip(still, moved, strict=True)]
+
+    def _whole(self, result: _Result) -> list[Tensor]:
+        """Each text with all that was said but the last token, to which no step listened."""
+        pairs = zip(self.prompts.ids, result.new, strict=True)
+        return [torch.cat([prompt, new[:-1]]) for prompt, new in pairs]
 
     def _clips(self, row: int) -> list[int]:
         """Own clip first."""
@@ -229,11 +247,22 @@ def _read(output: Any, ids: Tensor, beams: int) -> _Result | None:
     return _Result(sequences[:, width:], logits)
 
 
-def _one_unit_off(logits: Tensor) -> Tensor:
-    """Logits that rounding has moved by one unit of the last place, every other one downwards."""
-    sign = 1.0 - 2.0 * (torch.arange(logits.shape[-1], device=logits.device) % 2)
-    exact = logits.double()
-    return exact + exact.abs() * torch.finfo(logits.dtype).eps * sign
+def _one_unit_off(exact: Tensor, least: float = 0.0) -> Tensor:
+    """[..., N] moved by one unit of the last place, or ``least`` of it; every other one down."""
+    sign = 1.0 - 2.0 * (torch.arange(exact.shape[-1], device=exact.device) % 2)
+    unit = max(torch.finfo(exact.dtype).eps, least)
+    wide = exact.double()
+    return wide + wide.abs() * unit * sign
+
+
+def _shake(least: float, call: Call) -> Any:
+    """What a decoder layer returns, its hidden states moved as by rounding."""
+    output = call.output
+    hidden = output[0] if isinstance(output, tuple) else output
+    if not isinstance(hidden, Tensor):
+        return output
+    moved = _one_unit_off(hidden, least).to(hidden.dtype)
+    return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
 
 def _logits(output: Any) -> Tensor:

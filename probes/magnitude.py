@@ -10,6 +10,7 @@ Records (layer None is the input of the decoder):
   what really arrived; ``branch_ratio`` = ||branch|| / ||hidden||; ``gated_ratio`` = gate times
   branch_ratio, what should have arrived; ``calls`` per forward pass; ``after_layer``, the decoder
   layer that was entered last when the fusion ran.
+- ``gate``: ``outer_gate``, the factor before all gates, which both of them hold.
 """
 
 from functools import partial
@@ -239,6 +240,8 @@ class _Meter:
         rows.add(component, "rms_to_text", ratio, "ratio", place)
 
     def _report_fusion(self, rows: Rows, forwards: int) -> None:
+        if self.path.spec.outer_gate is not None:
+            rows.add("gate", "outer_gate", self.path.outer_gate, "factor")
         for layer, calls in self.calls.items():
             rows.add("fusion", "calls", calls / forwards, "calls/forward", layer)
             if layer in self.after:

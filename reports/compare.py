@@ -33,7 +33,7 @@ class Side:
     name: str
     """Its folder's name; with the folder around it where two runs are called the same."""
     decision: str
-    """``PROCEED``, ``PARTIAL`` or ``BLOCKED``."""
+    """``PROCEED``, ``PARTIAL``, ``UNFINISHED`` or ``BLOCKED``."""
     cider: float | None
     """Final CIDEr x 100; None when it was not evaluated."""
     interval: tuple[float, float] | None

@@ -11,7 +11,7 @@ from configs.plain_text import plain
 from probes.findings.finding import Finding, Severity
 from probes.findings.view import STYLES, grouped, measured, place
 from reports.chain import ChainLink, Health
-from reports.claims import AGREES, NOT_MEASURED, OFF, ClaimCheck
+from reports.claims import AGREES, NOT_MEASURED, OFF
 from reports.criterion import Outcome
 from reports.grade import Grade
 from reports.report import Report
@@ -34,6 +34,7 @@ _ROOT = {Health.BROKEN: " <- earliest broken link", Health.DOUBTFUL: " <- look h
 DECISIONS = {
     Decision.PROCEED: ("✔ PROCEED", "bold green"),
     Decision.PARTIAL: ("~ PARTIAL", "bold yellow"),
+    Decision.UNFINISHED: ("? UNFINISHED", "bold"),
     Decision.BLOCKED: ("✘ BLOCKED", "bold red"),
 }
 
@@ -67,7 +68,7 @@ def page(report: Report) -> Iterator[RenderableType]:
         rows = [o for o in report.outcomes if o.criterion.decides is decides]
         yield from _section(title, _criteria(rows))
     yield from _section("Findings", _findings(report.findings))
-    yield from _section("Claims of the plan that are off", _claims(report.claims))
+    yield from _claims(report)
     if report.run.damaged:
         lines = (f"{name}: {why}" for name, why in report.run.damaged.items())
         yield from _section("Damaged files", Group(*(Text(plain(line)) for line in lines)))
@@ -136,19 +137,15 @@ def _entry(group: Sequence[Finding]) -> RenderableType:
     return Group(head, Padding(body, (0, 0, 0, 2)))
 
 
-def _claims(claims: Sequence[ClaimCheck]) -> RenderableType:
-    off = [claim for claim in claims if claim.verdict == OFF]
-    named = (
-        (f"{word}: {'; '.join(c.name for c in claims if c.verdict == verdict)}")
-        for word, verdict in (("agree", AGREES), ("not measured here", NOT_MEASURED))
-    )
-    rest = (Text(plain(line), "dim") for line in named)
-    return Group(Fitting(("stated", "found"), list(map(_claim, off))), *rest)
-
-
-def _claim(claim: ClaimCheck) -> tuple[Text, str]:
-    stated = Text.assemble((plain(claim.name), "bold"), f": {plain(claim.stated)}")
-    return stated, "; ".join(filter(None, (claim.found, claim.detail)))
+def _claims(report: Report) -> Iterator[RenderableType]:
+    """Which claims are off, by name: they are about the plan, and the same for every run."""
+    yield Text("\nClaims of the plan", "bold")
+    for word, verdict in (("off", OFF), ("agree", AGREES), ("not measured here", NOT_MEASURED)):
+        names = [claim.name for claim in report.claims if claim.verdict == verdict]
+        told = f": {'; '.join(names)}" if verdict == OFF else ""
+        yield Padding(Text(plain(f"{len(names)} {word}{told}")), (0, 0, 0, 2))
+    yield Text("  Each with what is known of it, and from where:", "dim")
+    yield Command(f"    {plain(report.run.fill('safe-probe report RUN --html'))}")
 
 
 def _unknown(report: Report) -> Iterator[RenderableType]:

@@ -47,7 +47,7 @@ def next_step(
 
     Args:
         run: the run.
-        decision: ``PROCEED``, ``PARTIAL`` or ``BLOCKED``.
+        decision: ``PROCEED``, ``PARTIAL``, ``UNFINISHED`` or ``BLOCKED``.
         outcomes: of all criteria.
         broken: the earliest broken link; None when all are whole.
     """

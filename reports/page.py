@@ -29,7 +29,8 @@ GRADES: Mapping[Grade, str] = {
     Grade.PASS: "good", Grade.PARTIAL: "fair", Grade.FAIL: "bad", Grade.UNKNOWN: "unknown",
 }  # fmt: skip
 DECISIONS: Mapping[Decision, str] = {
-    Decision.PROCEED: "good", Decision.PARTIAL: "fair", Decision.BLOCKED: "bad",
+    Decision.PROCEED: "good", Decision.PARTIAL: "fair", Decision.UNFINISHED: "unknown",
+    Decision.BLOCKED: "bad",
 }  # fmt: skip
 SEVERITIES: Mapping[Severity, str] = {
     Severity.NOTE: "unknown", Severity.WARNING: "fair", Severity.ERROR: "bad",
@@ -70,6 +71,8 @@ class Page:
     sound_note: str
     """Why there are no sounds; empty when there are, or when there are no samples."""
     claims: Rows
+    claim_counts: str
+    """How many claims are off, agree, and were not measured."""
     checklist: Rows
     details: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
     """Title and rows of environment, configuration and what went wrong."""
@@ -104,6 +107,10 @@ class Page:
             sound_note=_sound_note(chosen, audio),
             claims=tuple(
                 vars(c) | {"kind": CLAIMS.get(c.verdict, "unknown")} for c in report.claims
+            ),
+            claim_counts=", ".join(
+                f"{sum(c.verdict == word for c in report.claims)} {word}"
+                for word in (OFF, AGREES, NOT_MEASURED)
             ),
             checklist=tuple(
                 {"kind": GRADES[i.grade], "grade": i.grade.value, "phase": i.phase,

@@ -13,9 +13,10 @@ from reports.criteria import CRITERIA
 from reports.criterion import Criterion
 from reports.tables import mark, table
 
-_RULE = """PROCEED  every deciding criterion (*) passes
-PARTIAL  none fails, but one is partial or was not measured
-BLOCKED  one fails, or there is no final score"""
+_RULE = """PROCEED     every deciding criterion (*) passes
+PARTIAL     none fails, but one is partial or was not measured
+UNFINISHED  none fails, and the training goes on or was stopped: there is no final score yet
+BLOCKED     one fails, or there is no final score"""
 
 
 def criteria_view() -> RenderableType:

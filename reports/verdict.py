@@ -1,8 +1,9 @@
-"""PROCEED, PARTIAL or BLOCKED: from the outcomes alone, and the one thing to do next.
+"""PROCEED, PARTIAL, UNFINISHED or BLOCKED: from the outcomes, and the one thing to do next.
 
-BLOCKED   a deciding criterion fails, or there is no final score
-PARTIAL   none fails, but one is partial or unknown
-PROCEED   every deciding criterion passes
+BLOCKED      a deciding criterion fails, or there is no final score
+UNFINISHED   none fails, and there is no final score yet: the training was stopped, or goes on
+PARTIAL      none fails, but one is partial or unknown
+PROCEED      every deciding criterion passes
 """
 
 from collections.abc import Sequence
@@ -22,8 +23,9 @@ class Decision(IntEnum):
     """Better is larger."""
 
     BLOCKED = 0
-    PARTIAL = 1
-    PROCEED = 2
+    UNFINISHED = 1
+    PARTIAL = 2
+    PROCEED = 3
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,26 @@ class Verdict:
         }
 
 
-def decision_of(outcomes: Sequence[Outcome]) -> Decision:
+def decision_of(outcomes: Sequence[Outcome], *, over: bool = True) -> Decision:
     """The decision; criteria that do not decide are not looked at.
 
-    A missing final score blocks: there is nothing to proceed on.
+    A missing final score blocks: there is nothing to proceed on. Unless the training is not
+    ``over``: then nothing is known against the signal.
     """
     deciding = [o for o in outcomes if o.criterion.decides]
     grades = {o.grade for o in deciding}
     score = next((o for o in deciding if o.criterion.name == "final_cider"), None)
-    if Grade.FAIL in grades or score is None or score.grade is Grade.UNKNOWN:
+    if Grade.FAIL in grades:
         return Decision.BLOCKED
+    if score is None or score.grade is Grade.UNKNOWN:
+        return Decision.BLOCKED if over else Decision.UNFINISHED
     return Decision.PROCEED if grades == {Grade.PASS} else Decision.PARTIAL
 
 
 def decide(run: Run, outcomes: Sequence[Outcome]) -> Verdict:
     """The verdict on a run; the same outcomes give the same one."""
-    decision = decision_of(outcomes)
+    over = run.finished or run.diverged or run.checkpoint is not None
+    decision = decision_of(outcomes, over=over)
     root = root_cause(run.findings)
     broken = root if root is not None and root.severity is Severity.ERROR else None
     return Verdict(
@@ -93,10 +99,11 @@ def _reason(decision: Decision, outcomes: Sequence[Outcome], broken: Finding | N
     culprits = {
         Decision.PROCEED: (Grade.PASS,),
         Decision.PARTIAL: (Grade.PARTIAL, Grade.UNKNOWN),
+        Decision.UNFINISHED: (),
         Decision.BLOCKED: (Grade.FAIL,),
     }[decision]
     told = [o for o in deciding if o.grade in culprits]
-    if not told:  # blocked for want of a score
+    if not told:  # there is no score
         told = [o for o in deciding if o.grade is Grade.UNKNOWN]
     parts = [
         f"{o.criterion.title}: {'' if o.grade is Grade.PASS else o.grade.value + ', '}{o.evidence}"

@@ -44,8 +44,8 @@ _EPILOG = """examples:
   safe-probe explain SP204
   safe-probe report runs/latest                    the verdict, and what to type next
   safe-probe watch runs/latest                     a running training, live
-exit codes: 0 fine, 1 findings at or above --fail-on or a BLOCKED verdict, 2 wrong input,
-3 interrupted
+exit codes: 0 fine, 1 findings at or above --fail-on or a verdict of BLOCKED or UNFINISHED,
+2 wrong input, 3 interrupted
 """
 
 

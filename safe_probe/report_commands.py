@@ -24,7 +24,7 @@ REFRESH_SECONDS = 2.0
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Judge a run and show it; 1 when the verdict is BLOCKED."""
+    """Judge a run and show it; 1 when the verdict is BLOCKED or UNFINISHED."""
     baseline = None if arguments.baseline is None else read_run(arguments.baseline)
     judged = Report.of(arguments.path, baseline)
     if arguments.junit is not None:
@@ -39,7 +39,7 @@ def report(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough; the verdict stands all the same
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1 if judged.verdict.decision is Decision.BLOCKED else 0
+    return 1 if judged.verdict.decision < Decision.PARTIAL else 0
 
 
 def _show(judged: Report, arguments: argparse.Namespace) -> None:

@@ -38,7 +38,7 @@ def _others_clips(facts: Facts, limits: Thresholds) -> Iterator[Hit]:
 @INFLUENCE.rule(
     "SP423", "Beams hear another clip", Link.INFLUENCE, Severity.ERROR, symptom=False,
     what="KL divergence between what beam search heard and what forward() says of the same tokens "
-    "with the same clip; fires where it exceeds both 10 times the measured rounding and {leak:g} "
+    "with the same clip; fires where it exceeds both 4 times the measured rounding and {leak:g} "
     "of what another clip changes, while greedy search agrees with forward().",
     why="Scores of beam search are those of wrong clips: beams lie side by side (clip 0, 0, 1, 1), "
     "while repeat() or tile() lays out 0, 1, 0, 1.",
@@ -145,9 +145,10 @@ def _differs(facts: Facts, limits: Thresholds, search: str) -> bool:
     swapped = facts.value(_GEN, "generate:swapped", "kl")
     if kl is None or noise is None or swapped is None:
         return False
-    # 50 healthy set-ups reach 1/47 of this limit, and 0.26 of the noise (bfloat16)
+    # SmolLM2-135M in bfloat16, of phase1: healthy 0.94 times the noise at gate 0.3 (1.2 and 1.27
+    # nats/token), 0.6 at 0.1; wrong clips 5.7 times and audio lost behind a cache 5.8 times, at 0.3
     repeated = facts.value(_IND, "signal:repeat", "kl") or 0.0
-    return kl > max(10 * noise, 10 * repeated, limits.leak * swapped, limits.rounding)
+    return kl > max(4 * noise, 10 * repeated, limits.leak * swapped, limits.rounding)
 
 
 def _distance(facts: Facts, search: str) -> str:

@@ -46,7 +46,7 @@ def trace(findings: Sequence[Finding]) -> list[Finding]:
     marked = [
         replace(f, consequence_of=root.code)
         if rules[f.code].symptom and f.code != root.code and f.link >= root.link
-        and f.severity > Severity.NOTE and f.link != Link.CLAIM
+        and f.link != Link.CLAIM
         else f
         for f in ordered
         if f is not root

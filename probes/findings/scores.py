@@ -103,7 +103,7 @@ def _wide(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     why="The embeddings hold more than the model takes out of them.",
     expected="a trained model above retrieval",
     source="a real run: nearest neighbour 307, best model 286",
-    remedy="train longer, or widen the way in: model.projector.bottleneck_dim=null",
+    remedy="train longer, once the signal path is healthy (`safe-probe check RUN`)",
 )  # fmt: skip
 def _neighbour(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     score = facts.value(_S, "score", "cider")

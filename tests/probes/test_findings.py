@@ -49,6 +49,15 @@ def test_first_broken_link_is_the_root_and_the_rest_its_consequences() -> None:
     assert str(verdict) == "broken at gate @ layer 4: The gate is frozen (SP203)"
 
 
+def test_a_note_about_a_score_is_a_consequence_too() -> None:
+    better = [
+        rec("scores", "score", "cider", 10.0),
+        rec("scores", "score", "nearest_neighbour", 60),
+    ]
+    found = {f.code: f.consequence_of for f in judge([*CLOSED, *better])}
+    assert found["SP706"] == "SP203" and judge(better)[0].consequence_of is None
+
+
 def test_a_wrong_setting_is_never_a_consequence() -> None:
     found = judge([*CLOSED, rec("parameters", "optimizer", "duplicates", 2)])
     assert {f.code: f.consequence_of for f in found} == {"SP203": None, "SP310": None}

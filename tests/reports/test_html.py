@@ -119,7 +119,8 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mark_of_the_verdict(whole: Report, decision: Decision) -> None:
     """Decision and Severity are equal numbers: the one's mark must not be the other's."""
     report = replace(whole, verdict=replace(whole.verdict, decision=decision))
-    kind = {"PROCEED": "good", "PARTIAL": "fair", "BLOCKED": "bad"}[decision.name]
+    kinds = {"PROCEED": "good", "PARTIAL": "fair", "UNFINISHED": "unknown", "BLOCKED": "bad"}
+    kind = kinds[decision.name]
     section = next(e for e in parsed(render(report)).iter("section"))
     assert section.get("class") == f"verdict {kind}"
     assert words(render(report)).startswith(f"{decision.name}: run - safe-probe")

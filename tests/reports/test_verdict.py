@@ -34,14 +34,17 @@ def test_every_combination_of_the_deciding_criteria() -> None:
     assert DECIDING[0].name == "final_cider" and len(DECIDING) == 5
     seen = set()
     for grades in product(Grade, repeat=len(DECIDING)):
+        early = decision_of(outcomes(grades, DECIDING), over=False)
         got = decision_of(outcomes(grades, DECIDING))
         if Grade.FAIL in grades or grades[0] is Grade.UNKNOWN:
             assert got is Decision.BLOCKED
+            assert early is (got if Grade.FAIL in grades else Decision.UNFINISHED)
         elif all(g is Grade.PASS for g in grades):
             assert got is Decision.PROCEED
         else:
             assert got is Decision.PARTIAL
-        seen.add(got)
+        assert early is got or early is Decision.UNFINISHED
+        seen |= {got, early}
     assert seen == set(Decision)
 
 
@@ -163,7 +166,7 @@ def test_stopped_run_goes_on_and_a_running_one_is_watched(
     rows = run_rows["steps"]()[:12]
     path = make_whole_run(metrics=rows, records=None, evaluation=None, captions=None)
     report = Report.of(path)
-    assert report.verdict.decision is Decision.BLOCKED and not report.run.finished
+    assert report.verdict.decision is Decision.UNFINISHED and not report.run.finished
     assert report.verdict.next_step.command == f"safe-train demo --resume {path}"
     owner = {"pid": os.getpid(), "host": socket.gethostname()}
     (path / "run.lock").write_text(json.dumps(owner))
@@ -218,6 +221,18 @@ def test_link_that_could_not_be_measured_is_not_ok(
     report = Report.of(make_whole_run(records=records))
     health = {link.link.name: link.health.value for link in report.chain}
     assert health.pop("INFLUENCE") == "unknown" and set(health.values()) == {"ok"}
+
+
+def test_an_encoder_that_saw_one_sound_is_not_called_whole(
+    make_whole_run: MakeRun, run_rows: dict[str, Any]
+) -> None:
+    alike = [
+        replace(r, value=1.0) if r.statistic == "cosine_between_clips" else r
+        for r in run_rows["records"]()
+    ]
+    chain = Report.of(make_whole_run(records=alike)).chain
+    health = {link.link.name: link.health.value for link in chain}
+    assert health["ENCODER"] == "unknown"
 
 
 def test_advice_that_was_followed_is_not_given_again(
