@@ -158,8 +158,8 @@ class _Hearing:
         still = [self._forward(tokens, row, row) for row, tokens in whole]
         least = torch.finfo(still[0].dtype).eps  # autocast's products, added to wider states
         with context.session() as session:
-            for layer in context.path.layers.values():
-                session.replace_output(layer, partial(_shake, least))
+            for index, layer in context.path.layers.items():
+                session.replace_output(layer, partial(_shake, least, index % 2))
             shaking = _Hearing(session, self.prompts, self.pad, self.placeholder)
             moved = [_one_unit_off(shaking._forward(tokens, row, row)) for row, tokens in whole]
         return [divergence(own, other) for own, other in zip(still, moved, strict=True)]
@@ -247,21 +247,27 @@ def _read(output: Any, ids: Tensor, beams: int) -> _Result | None:
     return _Result(sequences[:, width:], logits)
 
 
-def _one_unit_off(exact: Tensor, least: float = 0.0) -> Tensor:
-    """[..., N] moved by one unit of the last place, or ``least`` of it; every other one down."""
-    sign = 1.0 - 2.0 * (torch.arange(exact.shape[-1], device=exact.device) % 2)
+def _one_unit_off(exact: Tensor, least: float = 0.0, first: int = 0) -> Tensor:
+    """[..., N] moved by one unit of the last place, or ``least`` of it; every other one down.
+
+    The first goes up, or down when ``first`` is 1.
+    """
+    sign = 1.0 - 2.0 * ((torch.arange(exact.shape[-1], device=exact.device) + first) % 2)
     unit = max(torch.finfo(exact.dtype).eps, least)
     wide = exact.double()
     return wide + wide.abs() * unit * sign
 
 
-def _shake(least: float, call: Call) -> Any:
-    """What a decoder layer returns, its hidden states moved as by rounding."""
+def _shake(least: float, odd: int, call: Call) -> Any:
+    """What a decoder layer returns, its hidden states moved as by rounding.
+
+    The signs of neighbouring layers differ: rounding does not push the same way all the way down.
+    """
     output = call.output
     hidden = output[0] if isinstance(output, tuple) else output
     if not isinstance(hidden, Tensor):
         return output
-    moved = _one_unit_off(hidden, least).to(hidden.dtype)
+    moved = _one_unit_off(hidden, least, odd).to(hidden.dtype)
     return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
 
