@@ -248,6 +248,30 @@ def test_a_calibrated_run_takes_what_was_proposed(pieces: Pieces, tmp_path: Path
 # ---- what is kept
 
 
+_SETTINGS = {"0.05", "0.3", "0.408", "1.9", "1.37", "2,000", "224"}
+_ROUNDED = {"0.02", "0.04", "0.8", "5.3"}  # 0.023, 0.036, 0.81, 5.25 in the table
+_COUNTED = {"1.3", "19.5", "1,145", "1,532"}  # trainable parameters and first gradient norms
+_PROTOTYPE = {"112", "15.4", "183", "200", "286", "300", "800"}
+
+
+def numbers(text: str) -> set[str]:
+    """Whole and decimal numbers of a text, codes of findings left out."""
+    return set(re.findall(r"(?<![\w.,-])\d+(?:[.,]\d+)*", re.sub(r"SP\d+", "", text)))
+
+
+def test_the_numbers_of_the_conclusions_are_those_of_the_rows() -> None:
+    document = (RESULTS.parents[2] / "docs" / "case-study.md").read_text(encoding="utf-8")
+    prose = document.partition("## What it says")[2].partition("## What it was made with")[0]
+    kept = rows(RESULTS)
+    known = numbers(table(kept)) | _SETTINGS | _ROUNDED | _COUNTED | _PROTOTYPE
+    assert numbers(prose) - known == set()
+    first = [round(r["first_gradient"]) for r in kept if r["variant"].startswith("phase1")]
+    drowned = [gradient for gradient in first if gradient > 1000]
+    assert (min(drowned), max(drowned)) == (1145, 1532)
+    trained = {r["variant"]: r["trainable"] / 1e6 for r in kept}
+    assert (round(trained["resampler"], 1), round(trained["calibrated"], 1)) == (1.3, 19.5)
+
+
 def test_the_kept_rows_are_those_of_the_documents(capsys: pytest.CaptureFixture[str]) -> None:
     document = (RESULTS.parents[2] / "docs" / "case-study.md").read_text(encoding="utf-8")
     kept = rows(RESULTS)
