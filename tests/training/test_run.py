@@ -126,6 +126,24 @@ def test_interrupted_run_ends_byte_for_byte_as_an_uninterrupted_one(
     assert (tmp_path / "latest").resolve() == folder
 
 
+def test_a_device_map_is_the_same_training_and_goes_on_exactly(
+    tiny_run: Any, tmp_path: Path
+) -> None:
+    """accelerate spreads the layers by hooks; on a CPU all of them lie there."""
+    config = apply_values(tiny_run.config, {"model.device_map": "auto"})
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, [SignalAt(4)])
+    go_on(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["device_map"]
+    found, expected = results(tmp_path / "run"), results(tiny_run.folder)
+    same = [
+        name
+        for name in expected.keys() & found.keys()
+        if name.endswith((".safetensors", "metrics.jsonl"))
+    ]
+    assert len(same) > 4 and [name for name in same if found[name] != expected[name]] == []
+
+
 def test_retention_and_gate_warmup_resume_exactly(
     tiny_data: Path, make_tiny_config: ConfigMaker, tmp_path: Path
 ) -> None:
