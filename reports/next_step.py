@@ -91,7 +91,10 @@ def next_step(
     if decision == "PARTIAL":
         return _longer(run.config, "no broken link was found, and the score is on its way")
     if run.now < Thresholds().warm:
-        return _longer(run.config, f"no link is broken, and {run.now} steps are too few to tell")
+        return _longer(
+            run.config,
+            f"no link before the score is broken, and {run.now} steps are too few to tell",
+        )
     return _rollback(run)
 
 

@@ -20,6 +20,8 @@ from safe.slurm import in_job, is_first, join_step
 from safe.training.interrupt import EXIT_INTERRUPTED, Interrupted, ignore_signals
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from configs.schema import RunConfig
     from safe.evaluation.evaluate import Evaluation
     from safe.training.callbacks import Callback
@@ -81,7 +83,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from safe.training.launch import Launch
     from safe.training.run import resume, start
 
-    console, watchers = make_console(), _watchers(arguments)
+    console = make_console()
+    watchers = _watchers(arguments, console)
     launch = Launch(
         console=console,
         output=arguments.output,
@@ -127,14 +130,14 @@ def _check_start(arguments: argparse.Namespace) -> None:
     check_pieces(_prepare(*_config(arguments), make_console(), job=True))
 
 
-def _watchers(arguments: argparse.Namespace) -> "list[Callback]":
+def _watchers(arguments: argparse.Namespace, console: "Console") -> "list[Callback]":
     """What watches the training, as the command line asks."""
     every = arguments.probe_every
     if every == 0:
         return []
     from safe_probe.watch import ProbeWatch
 
-    return [ProbeWatch(every)]
+    return [ProbeWatch(every, say=lambda text: console.print(text, style="bold", markup=False))]
 
 
 def _finish(

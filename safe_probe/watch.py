@@ -4,7 +4,7 @@ All probes look before the first step and after the last one, cheap ones in betw
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from configs.schema import OptimConfig
 from probes import all_probes, get_probe
 from probes.diagnosis import diagnose
 from probes.findings.catalogue import catalogue
+from probes.findings.finding import Severity
+from probes.findings.judge import Verdict, judge
 from probes.gates import gradient_of
 from probes.record import Record, RecordLog, append_records
 from safe import processes
@@ -58,6 +60,7 @@ class ProbeWatch(Callback):
         ends: names of the probes before the first and after the last step; None for all.
         clips: how many clips to measure on: always the first of the first epoch, see
             :func:`watched_batches`.
+        say: told before the first step when the signal path is broken already.
 
     Raises:
         ConfigError: ``every`` is below 1.
@@ -72,6 +75,7 @@ class ProbeWatch(Callback):
         probes: Sequence[str] = CHEAP,
         ends: Sequence[str] | None = None,
         clips: int = CLIPS,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         if every is not None and every < 1:
             raise ConfigError(f"probes every {every} steps: must be at least 1, such as 50")
@@ -80,7 +84,7 @@ class ProbeWatch(Callback):
             get_probe(name)
         catalogue()  # another package's findings fail here too, and not after the training
         self.every, self.probes, self.ends = every, tuple(probes), tuple(ends)
-        self.clips = clips
+        self.clips, self.say = clips, say
         self._file: Path | None = None
         self._writes = True
         self._experiment: Experiment | None = None
@@ -105,7 +109,10 @@ class ProbeWatch(Callback):
             _cut_back(self._file, step if step else -1)
         if step == 0:
             with _as_in_the_first_step(trainer.model):
-                self._measure(trainer, self.ends)
+                log = self._measure(trainer, self.ends)
+            verdict = Verdict.of(judge(log))
+            if self.say is not None and verdict.severity is Severity.ERROR:
+                self.say(f"before the first step: {verdict}; Ctrl-C stops the training")
 
     @override
     def on_gradients(self, trainer: StageA, step: int) -> None:
@@ -131,7 +138,7 @@ class ProbeWatch(Callback):
         with _at_peak_rate(trainer.optimizer):
             self._measure(trainer, self.ends)
 
-    def _measure(self, trainer: StageA, probes: Sequence[str]) -> None:
+    def _measure(self, trainer: StageA, probes: Sequence[str]) -> list[Record]:
         assert self._file is not None
         trained = [name for name in probes if name not in HELD_OUT]
         log = [
@@ -139,11 +146,13 @@ class ProbeWatch(Callback):
             *self._records(trainer, [n for n in probes if n in HELD_OUT], self._held_out),
             *([gate_at_end(trainer)] if "gates" in probes else []),
         ]
-        if not self._writes:
-            return
-        append_records(self._file, log)
-        scalars = {tag(record): record.value for record in log}
-        trainer.accelerator.log(scalars, step=trainer.position.step)  # nobody listens by default
+        if self._writes:
+            append_records(self._file, log)
+            scalars = {tag(record): record.value for record in log}
+            trainer.accelerator.log(
+                scalars, step=trainer.position.step
+            )  # nobody listens by default
+        return log
 
     def _records(
         self, trainer: StageA, probes: Sequence[str], batches: Sequence[Any]

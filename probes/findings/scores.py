@@ -24,7 +24,8 @@ _S = "scores"
     why="A template scores without listening; such a score verifies nothing, however high.",
     expected="a difference whose whole interval is above 0",
     source="design: verified means significantly better than with another clip's audio",
-    remedy="run `safe-probe check RUN` and mend the first broken link",
+    remedy="run `safe-probe check RUN` and mend the first link that is broken before the score; "
+    "where none is, train longer, or score more clips",
 )  # fmt: skip
 def _shuffled(facts: Facts, _limits: Thresholds) -> Iterator[Hit]:
     low = facts.value(_S, "score", "versus_shuffled_low")

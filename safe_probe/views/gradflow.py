@@ -13,7 +13,7 @@ from safe_probe.views.table import bar, number, table
 def gradflow_view(facts: Facts) -> RenderableType:
     """The ledger: every declared component, also those without a gradient."""
     view = table(
-        "gradients before clipping; step: relative size of one update",
+        "gradients before clipping; step: relative size of a fresh optimizer's first update",
         "component", "layer", "state", "tensors", "norm", "/weight", "step", "SNR", "<log",
     )  # fmt: skip
     rows = [r for r in facts.all("gradflow", "state") if not r.detail]

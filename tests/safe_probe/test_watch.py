@@ -107,6 +107,20 @@ def test_a_gate_that_warms_up_is_first_measured_as_the_first_step_opens_it(
     assert found["SP202"] == "the outer gate will be 0.25 at the last step"
 
 
+def test_a_broken_path_is_said_before_the_first_step_is_taken(
+    tiny_run: Any, tmp_path: Path
+) -> None:
+    said: dict[str, list[str]] = {"mean": [], "own": []}
+    for audio, lines in said.items():
+        config = apply_values(tiny_run.config, {"data.audio": audio, "optim.max_steps": 1})
+        train(config, tmp_path / audio, [ProbeWatch(ends=("data",), say=lines.append)])
+    (line,) = said["mean"]
+    assert line.startswith(
+        "before the first step: broken at signal: Every clip is the same (SP609)"
+    )
+    assert said["own"] == []
+
+
 def test_rows_of_the_chosen_steps_agree_with_the_metrics(watched: Path) -> None:
     log = RecordLog.read(watched / "probes.jsonl")
     assert sorted({r.step for r in log}) == [0, 1, 2, 4, 6]
