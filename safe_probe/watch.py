@@ -110,9 +110,10 @@ class ProbeWatch(Callback):
         if step == 0:
             with _as_in_the_first_step(trainer.model):
                 log = self._measure(trainer, self.ends)
-            verdict = Verdict.of(judge(log))
-            if self.say is not None and verdict.severity is Severity.ERROR:
-                self.say(f"before the first step: {verdict}; Ctrl-C stops the training")
+            if self.say is not None:
+                verdict = Verdict.of(judge(log))
+                if verdict.severity is Severity.ERROR:
+                    self.say(f"before the first step: {verdict}; Ctrl-C stops the training")
 
     @override
     def on_gradients(self, trainer: StageA, step: int) -> None:
@@ -149,9 +150,8 @@ class ProbeWatch(Callback):
         if self._writes:
             append_records(self._file, log)
             scalars = {tag(record): record.value for record in log}
-            trainer.accelerator.log(
-                scalars, step=trainer.position.step
-            )  # nobody listens by default
+            # nobody listens by default
+            trainer.accelerator.log(scalars, step=trainer.position.step)
         return log
 
     def _records(

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, attach_align_device_hook_on_blocks
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from configs.schema import ModelConfig
 from safe.models import safe_model
 from safe.models.safe_model import SAFEModel
+from tests.models.fake_parameters import place
 from tests.models.families import CAUSAL, IMAGE_TEXT, LAYERS
 
 PARTS = ("model.vision_tower", "model.multi_modal_projector", "model.language_model.embed_tokens",
@@ -45,16 +46,7 @@ def spread(model: SAFEModel, where: dict[str, str]) -> None:
             return layers[min(layers)]
         return layers[int(rest.partition(".")[0])]
 
-    made: dict[int, nn.Parameter] = {}
-    for path, module in model.named_modules():
-        for name, value in module._parameters.items():
-            if value is not None:
-                fake = torch.empty_like(value, device=device(f"{path}.{name}"))
-                new = nn.Parameter(fake, requires_grad=value.requires_grad)
-                module._parameters[name] = made.setdefault(id(value), new)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.empty_like(buffer, device=device(f"{path}.{name}"))
+    place(model, device)
 
 
 @pytest.fixture

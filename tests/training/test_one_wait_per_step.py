@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 from configs.schema import RetentionConfig
 from safe.models.safe_model import SAFEModel
 from safe.training.stage_a import StageA
+from tests.models.fake_parameters import place
 
 GPU = torch.device("cuda", 0)
 
@@ -47,19 +48,6 @@ class BesideFakeGpu(FakeTensorMode):
 
 def _device(leaf: Any) -> torch.device | None:
     return leaf if isinstance(leaf, torch.device) else None
-
-
-def move(module: nn.Module) -> None:
-    """Put fake parameters and buffers where the real ones were; shared ones stay shared."""
-    made: dict[int, nn.Parameter] = {}
-    for part in module.modules():
-        for name, value in part._parameters.items():
-            if value is not None:
-                new = nn.Parameter(torch.empty_like(value, device=GPU), value.requires_grad)
-                part._parameters[name] = made.setdefault(id(value), new)
-        for name, buffer in part._buffers.items():
-            if buffer is not None:
-                part._buffers[name] = torch.empty_like(buffer, device=GPU)
 
 
 def backward(loss: Tensor) -> None:
@@ -141,7 +129,7 @@ def on_gpu(
     model: SAFEModel, make_trainer: Callable[..., StageA], retention: str = "no_retention"
 ) -> StageA:
     """A training whose model is on a GPU; to be called beside one."""
-    move(model)
+    place(model, lambda _name: str(GPU))
     trainer = make_trainer(model, retention=RetentionConfig(variant=retention, every=1))
     trainer.accelerator = SimpleNamespace(
         device=GPU, process_index=0, num_processes=1, is_main_process=True, autocast=nullcontext
